@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: MIT
+// The whole C library: low-bit linear algebra without torch, threads or allocation of its own.
+#ifndef LOWBIT_LOWBIT_H
+#define LOWBIT_LOWBIT_H
+
+#include "lowbit/cpu.h"
+#include "lowbit/executor.h"
+#include "lowbit/int8_dequantize.h"
+#include "lowbit/int8_linear.h"
+#include "lowbit/int8_linear_grad_input.h"
+#include "lowbit/int8_matmul.h"
+#include "lowbit/int8_quantize.h"
+#include "lowbit/status.h"
+#include "lowbit/tensor.h"
+
+#endif

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: MIT
+
+#include "tensor_bridge.h"
+
+namespace lowbit {
+
+static Tensor int8_dequantize(const Tensor &q, const Tensor &absmax, const OptionalTensor &offset,
+                              OptionalType dtype) {
+    const char *op = "int8_dequantize";
+    const View codes = rows_of(op, "q", q);
+    const View scale = vector_of(op, "absmax", absmax, without_last(q));
+    const std::optional<View> base = vector_of(op, "offset", offset, without_last(q));
+    const View out = new_rows(op, "dtype", q, shape_of(q), dtype.value_or(ScalarType::Float));
+    const lowbit_executor threads = executor();
+    check(
+        lowbit_int8_dequantize(&codes.tensor, &scale.tensor, pointer(base), &out.tensor, &threads));
+    return out.owner;
+}
+
+} // namespace lowbit
+
+STABLE_TORCH_LIBRARY_IMPL(lowbit, CPU, m) {
+    m.impl("int8_dequantize", TORCH_BOX(&lowbit::int8_dequantize));
+}

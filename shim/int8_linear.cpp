@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: MIT
+
+#include "tensor_bridge.h"
+
+namespace lowbit {
+
+static Tensor int8_linear(const Tensor &x, const Tensor &weight, const Tensor &absmax,
+                          const OptionalTensor &offset, const OptionalTensor &bias,
+                          double threshold, OptionalType out_dtype) {
+    const char *op = "int8_linear";
+    const View in = rows_of(op, "x", x);
+    const View codes = weight_of(op, "weight", weight);
+    const Shape rows = {weight.size(0)};
+    const View scale = vector_of(op, "absmax", absmax, rows);
+    const std::optional<View> base = vector_of(op, "offset", offset, rows);
+    const std::optional<View> shift = vector_of(op, "bias", bias, rows);
+    const View out = new_rows(op, "out_dtype", x, with_last(x, weight.size(0)),
+                              out_dtype.value_or(x.scalar_type()));
+    const lowbit_executor threads = executor();
+    const Workspace workspace(x,
+                              lowbit_int8_linear_workspace_size(in.tensor.rows, codes.tensor.rows,
+                                                                in.tensor.cols, threads.max_tasks));
+    const lowbit_int8_linear_args args = {
+        .x = &in.tensor,
+        .weight = &codes.tensor,
+        .absmax = &scale.tensor,
+        .offset = pointer(base),
+        .bias = pointer(shift),
+        .threshold = static_cast<float>(threshold),
+        .y = &out.tensor,
+    };
+    check(lowbit_int8_linear(&args, &threads, workspace.data(), workspace.size()));
+    return out.owner;
+}
+
+} // namespace lowbit
+
+STABLE_TORCH_LIBRARY_IMPL(lowbit, CPU, m) {
+    m.impl("int8_linear", TORCH_BOX(&lowbit::int8_linear));
+}

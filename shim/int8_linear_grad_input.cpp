@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: MIT
+
+#include "tensor_bridge.h"
+
+namespace lowbit {
+
+static Tensor int8_linear_grad_input(const Tensor &grad_output, const Tensor &weight,
+                                     const Tensor &absmax, const OptionalTensor &offset) {
+    const char *op = "int8_linear_grad_input";
+    const View grad = rows_of(op, "grad_output", grad_output);
+    const View codes = weight_of(op, "weight", weight);
+    const Shape rows = {weight.size(0)};
+    const View scale = vector_of(op, "absmax", absmax, rows);
+    const std::optional<View> base = vector_of(op, "offset", offset, rows);
+    const View out = new_rows(op, "grad_input", grad_output, with_last(grad_output, weight.size(1)),
+                              grad_output.scalar_type());
+    const lowbit_executor threads = executor();
+    const Workspace workspace(grad_output, lowbit_int8_linear_grad_input_workspace_size(
+                                               grad.tensor.rows, codes.tensor.rows,
+                                               codes.tensor.cols, threads.max_tasks));
+    const lowbit_int8_linear_grad_input_args args = {
+        .grad_output = &grad.tensor,
+        .weight = &codes.tensor,
+        .absmax = &scale.tensor,
+        .offset = pointer(base),
+        .grad_input = &out.tensor,
+    };
+    check(lowbit_int8_linear_grad_input(&args, &threads, workspace.data(), workspace.size()));
+    return out.owner;
+}
+
+} // namespace lowbit
+
+STABLE_TORCH_LIBRARY_IMPL(lowbit, CPU, m) {
+    m.impl("int8_linear_grad_input", TORCH_BOX(&lowbit::int8_linear_grad_input));
+}

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: MIT
+
+#include "tensor_bridge.h"
+
+#include <tuple>
+
+namespace lowbit {
+
+static std::tuple<Tensor, Tensor> int8_quantize(const Tensor &x, double threshold,
+                                                OptionalType absmax_dtype) {
+    const char *op = "int8_quantize";
+    const View in = rows_of(op, "x", x);
+    const View q = new_rows(op, "q", x, shape_of(x), ScalarType::Char);
+    const View absmax =
+        new_vector(op, "absmax", x, without_last(x), absmax_dtype.value_or(ScalarType::Float));
+    const lowbit_executor threads = executor();
+    check(lowbit_int8_quantize(&in.tensor, static_cast<float>(threshold), &q.tensor, &absmax.tensor,
+                               &threads));
+    return {q.owner, absmax.owner};
+}
+
+static std::tuple<Tensor, Tensor, Tensor> int8_quantize_offset(const Tensor &weight,
+                                                               OptionalType absmax_dtype) {
+    const char *op = "int8_quantize_offset";
+    const ScalarType type = absmax_dtype.value_or(ScalarType::Float);
+    const View in = rows_of(op, "weight", weight);
+    const View q = new_rows(op, "q", weight, shape_of(weight), ScalarType::Char);
+    const View absmax = new_vector(op, "absmax", weight, without_last(weight), type);
+    const View offset = new_vector(op, "offset", weight, without_last(weight), type);
+    const lowbit_executor threads = executor();
+    check(lowbit_int8_quantize_offset(&in.tensor, &q.tensor, &absmax.tensor, &offset.tensor,
+                                      &threads));
+    return {q.owner, absmax.owner, offset.owner};
+}
+
+} // namespace lowbit
+
+STABLE_TORCH_LIBRARY_IMPL(lowbit, CPU, m) {
+    m.impl("int8_quantize", TORCH_BOX(&lowbit::int8_quantize));
+    m.impl("int8_quantize_offset", TORCH_BOX(&lowbit::int8_quantize_offset));
+}

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: MIT
+// The operators of torch.ops.lowbit. Their meaning is in ops/include/lowbit/<operator>.h.
+
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(lowbit, m) {
+    m.def("int8_quantize(Tensor x, float threshold=0.0, ScalarType? absmax_dtype=None) "
+          "-> (Tensor q, Tensor absmax)");
+    m.def("int8_quantize_offset(Tensor weight, ScalarType? absmax_dtype=None) "
+          "-> (Tensor q, Tensor absmax, Tensor offset)");
+    m.def("int8_dequantize(Tensor q, Tensor absmax, Tensor? offset=None, ScalarType? dtype=None) "
+          "-> Tensor");
+    m.def("int8_matmul(Tensor a, Tensor b) -> Tensor");
+    m.def("int8_linear(Tensor x, Tensor weight, Tensor absmax, Tensor? offset=None, "
+          "Tensor? bias=None, float threshold=0.0, ScalarType? out_dtype=None) -> Tensor");
+    m.def("int8_linear_grad_input(Tensor grad_output, Tensor weight, Tensor absmax, "
+          "Tensor? offset=None) -> Tensor");
+}

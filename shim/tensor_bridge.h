@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: MIT
+// From torch's tensors, threads and memory to lowbit's, through LibTorch's stable ABI alone.
+#ifndef LOWBIT_SHIM_TENSOR_BRIDGE_H
+#define LOWBIT_SHIM_TENSOR_BRIDGE_H
+
+#include <lowbit/lowbit.h>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace lowbit {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using OptionalType = std::optional<ScalarType>;
+using Shape = std::vector<int64_t>;
+
+// An error that names the operator, the argument, what was given and the rule.
+template <class... Given>
+[[noreturn]] void refuse(const char *op, const char *name, const Given &...rest) {
+    std::ostringstream text;
+    text << "lowbit::" << op << ": " << name;
+    (text << ... << rest);
+    STD_TORCH_CHECK(false, text.str());
+    __builtin_unreachable();
+}
+
+inline std::string to_string(const Shape &shape) {
+    std::ostringstream text;
+    const char *separator = "[";
+    for (int64_t size : shape) {
+        text << separator << size;
+        separator = ", ";
+    }
+    text << (shape.empty() ? "[]" : "]");
+    return text.str();
+}
+
+inline Shape shape_of(const Tensor &tensor) {
+    return Shape(tensor.sizes().begin(), tensor.sizes().end());
+}
+
+inline lowbit_dtype dtype_of(const char *op, const char *name, ScalarType type) {
+    switch (type) {
+    case ScalarType::Float:
+        return LOWBIT_FLOAT32;
+    case ScalarType::Half:
+        return LOWBIT_FLOAT16;
+    case ScalarType::BFloat16:
+        return LOWBIT_BFLOAT16;
+    case ScalarType::Char:
+        return LOWBIT_INT8;
+    case ScalarType::Int:
+        return LOWBIT_INT32;
+    default:
+        refuse(op, name, " has dtype ", torch::headeronly::toString(type),
+               ", which is none that lowbit knows: float32, float16, bfloat16, int8 and int32");
+    }
+}
+
+// A tensor as lowbit sees it, with what keeps its memory alive.
+struct View {
+    Tensor owner;
+    lowbit_tensor tensor;
+};
+
+inline View make_view(const char *op, const char *name, const Tensor &tensor, void *data,
+                      size_t rows, size_t cols, size_t stride) {
+    return {tensor, {data, dtype_of(op, name, tensor.scalar_type()), rows, cols, stride}};
+}
+
+inline void check_on_cpu(const char *op, const char *name, const Tensor &tensor) {
+    if (!tensor.is_cpu())
+        refuse(op, name, " is on another device than the CPU, expected all tensors on one device");
+}
+
+// The distance between rows of [..., K] when the leading dimensions are evenly spaced, else -1.
+inline int64_t row_stride(const Tensor &tensor) {
+    const int64_t dims = tensor.dim(), k = tensor.size(dims - 1);
+    if (k > 1 && tensor.stride(dims - 1) != 1)
+        return -1;
+    int64_t stride = -1, next = -1; // next: the stride that the next dimension must have
+    for (int64_t i = dims - 2; i >= 0; i--) {
+        if (tensor.size(i) == 1)
+            continue;
+        if (stride < 0)
+            stride = tensor.stride(i);
+        else if (tensor.stride(i) != next)
+            return -1;
+        next = tensor.stride(i) * tensor.size(i);
+    }
+    return stride < 0 ? k : stride < k ? -1 : stride;
+}
+
+// An input [..., K] as [rows, K]: in place when its rows are evenly spaced, as a copy otherwise.
+inline View rows_of(const char *op, const char *name, const Tensor &given) {
+    check_on_cpu(op, name, given);
+    if (given.dim() == 0)
+        refuse(op, name, " has shape [], expected at least one dimension");
+    const bool in_place = given.numel() == 0 || row_stride(given) >= 0;
+    const Tensor tensor = in_place ? given : torch::stable::contiguous(given);
+    const size_t k = static_cast<size_t>(tensor.size(tensor.dim() - 1));
+    size_t rows = 1;
+    for (int64_t i = 0; i + 1 < tensor.dim(); i++)
+        rows *= static_cast<size_t>(tensor.size(i));
+    const size_t stride = tensor.numel() == 0 ? k : static_cast<size_t>(row_stride(tensor));
+    return make_view(op, name, tensor, const_cast<void *>(tensor.const_data_ptr()), rows, k,
+                     stride);
+}
+
+// A contiguous weight [N, K]. Never a copy: it would double the memory that int8 saves.
+inline View weight_of(const char *op, const char *name, const Tensor &tensor) {
+    check_on_cpu(op, name, tensor);
+    if (tensor.dim() != 2)
+        refuse(op, name, " has shape ", to_string(shape_of(tensor)), ", expected 2 dimensions");
+    if (!tensor.is_contiguous())
+        refuse(op, name, " is not contiguous, expected contiguous rows");
+    const size_t k = static_cast<size_t>(tensor.size(1));
+    return make_view(op, name, tensor, const_cast<void *>(tensor.const_data_ptr()),
+                     static_cast<size_t>(tensor.size(0)), k, k);
+}
+
+// A contiguous input of the given shape, as a vector.
+inline View vector_of(const char *op, const char *name, const Tensor &tensor, const Shape &shape) {
+    check_on_cpu(op, name, tensor);
+    if (shape_of(tensor) != shape)
+        refuse(op, name, " has shape ", to_string(shape_of(tensor)), ", expected ",
+               to_string(shape));
+    if (!tensor.is_contiguous())
+        refuse(op, name, " is not contiguous");
+    return make_view(op, name, tensor, const_cast<void *>(tensor.const_data_ptr()),
+                     static_cast<size_t>(tensor.numel()), 1, 1);
+}
+
+inline std::optional<View> vector_of(const char *op, const char *name, const OptionalTensor &tensor,
+                                     const Shape &shape) {
+    if (!tensor)
+        return std::nullopt;
+    return vector_of(op, name, *tensor, shape);
+}
+
+inline const lowbit_tensor *pointer(const std::optional<View> &view) {
+    return view ? &view->tensor : nullptr;
+}
+
+// A new tensor of this shape and dtype, as [rows, cols].
+inline View new_rows(const char *op, const char *name, const Tensor &like, const Shape &shape,
+                     ScalarType type) {
+    dtype_of(op, name, type);
+    Tensor tensor = torch::stable::new_empty(like, shape, type);
+    const size_t cols = static_cast<size_t>(shape.back());
+    size_t rows = 1;
+    for (size_t i = 0; i + 1 < shape.size(); i++)
+        rows *= static_cast<size_t>(shape[i]);
+    return make_view(op, name, tensor, tensor.mutable_data_ptr(), rows, cols, cols);
+}
+
+inline View new_vector(const char *op, const char *name, const Tensor &like, const Shape &shape,
+                       ScalarType type) {
+    dtype_of(op, name, type);
+    Tensor tensor = torch::stable::new_empty(like, shape, type);
+    return make_view(op, name, tensor, tensor.mutable_data_ptr(),
+                     static_cast<size_t>(tensor.numel()), 1, 1);
+}
+
+// [..., K] with another last size.
+inline Shape with_last(const Tensor &tensor, int64_t size) {
+    Shape shape = shape_of(tensor);
+    shape.back() = size;
+    return shape;
+}
+
+inline Shape without_last(const Tensor &tensor) {
+    Shape shape = shape_of(tensor);
+    if (!shape.empty())
+        shape.pop_back();
+    return shape;
+}
+
+// Torch's own threads. Inside another parallel region torch runs all tasks on the calling thread.
+inline lowbit_executor executor() {
+    const auto parallel_for = [](void *, size_t tasks, lowbit_task task, void *arg) {
+        torch::stable::parallel_for(0, static_cast<int64_t>(tasks), 1,
+                                    [&](int64_t begin, int64_t end) {
+                                        for (int64_t i = begin; i < end; i++)
+                                            task(arg, static_cast<size_t>(i));
+                                    });
+    };
+    return {parallel_for, torch::stable::get_num_threads(), nullptr};
+}
+
+// Scratch memory from torch's allocator, aligned to 64 bytes.
+class Workspace {
+  public:
+    Workspace(const Tensor &like, size_t size)
+        : size_(size), tensor_(torch::stable::new_empty(
+                           like, Shape{static_cast<int64_t>(size + 63)}, ScalarType::Byte)) {}
+    void *data() const {
+        const auto address = reinterpret_cast<uintptr_t>(tensor_.mutable_data_ptr());
+        return reinterpret_cast<void *>((address + 63) / 64 * 64);
+    }
+    size_t size() const { return size_; }
+
+  private:
+    size_t size_;
+    Tensor tensor_;
+};
+
+// Turns a failed call into an exception. The message already names the operator.
+inline void check(lowbit_status status) {
+    STD_TORCH_CHECK(status == LOWBIT_OK, std::string("lowbit::") + lowbit_last_error());
+}
+
+} // namespace lowbit
+
+#endif
