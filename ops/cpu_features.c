@@ -45,14 +45,16 @@ static uint32_t detect(void) {
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
         isa |= LOWBIT_ISA_AVX512VNNI;
-    if (isa & LOWBIT_ISA_AVX512VNNI && amx_usable())
+    if (isa & LOWBIT_ISA_AVX512VNNI && __builtin_cpu_supports("avx512bf16"))
+        isa |= LOWBIT_ISA_AVX512BF16;
+    if (isa & LOWBIT_ISA_AVX512BF16 && amx_usable())
         isa |= LOWBIT_ISA_AMX;
 #endif
     return isa;
 }
 
-static const char *const names[] = {"scalar", "avx2", "avx512vnni", "amx"};
-enum { LEVELS = 4 };
+static const char *const names[] = {"scalar", "avx2", "avx512vnni", "avx512bf16", "amx"};
+enum { LEVELS = 5 };
 
 const char *lowbit_cpu_isa_name(uint32_t isa) {
     for (int i = 0; i < LEVELS; i++)
@@ -93,9 +95,10 @@ uint32_t lowbit_cpu_isa(void) {
 lowbit_status lowbit_cpu_isa_cap(const char *level) {
     uint32_t allowed = up_to(level);
     if (!allowed)
-        return lowbit_fail(LOWBIT_INVALID_ARGUMENT,
-                           "cpu_isa_cap: level is \"%s\", expected scalar, avx2, avx512vnni or amx",
-                           level);
+        return lowbit_fail(
+            LOWBIT_INVALID_ARGUMENT,
+            "cpu_isa_cap: level is \"%s\", expected scalar, avx2, avx512vnni, avx512bf16 or amx",
+            level);
     atomic_store_explicit(&cap, allowed, memory_order_relaxed);
     return LOWBIT_OK;
 }

@@ -32,6 +32,25 @@ const struct lowbit_int8_gemm *lowbit_int8_select_gemm(uint32_t isa, size_t m, b
     return gemm;
 }
 
+static const struct lowbit_int8_grad grads[] = {
+#define LOWBIT_GRAD(mr, nr, isa, ISA)                                                              \
+    {#mr "x" #nr "__" #isa,                                                                        \
+     ISA,                                                                                          \
+     mr,                                                                                           \
+     nr,                                                                                           \
+     lowbit_int8_grad_ukernel_##mr##x##nr##__##isa,                                                \
+     lowbit_int8_pairs_ukernel__avx512bf16,                                                        \
+     lowbit_int8_scale_ukernel__avx512bf16},
+#include "../kernels/cpu/int8/grad.inc"
+    {0}};
+
+const struct lowbit_int8_grad *lowbit_int8_select_grad(uint32_t isa) {
+    const struct lowbit_int8_grad *grad = grads;
+    while (grad->run && !(grad->isa & isa))
+        grad++;
+    return grad->run ? grad : NULL;
+}
+
 struct lowbit_int8_ukernels lowbit_int8_select_ukernels(uint32_t isa) {
     enum { f32 = LOWBIT_FLOAT32, f16 = LOWBIT_FLOAT16, bf16 = LOWBIT_BFLOAT16 };
     struct lowbit_int8_ukernels k = {0};

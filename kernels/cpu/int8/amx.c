@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The int8 matrix products for AMX, with AVX-512 F and BW around them. ukernels.h says what each
+// The matrix products for AMX, with AVX-512 F and BW around them. ukernels.h says what each
 // computes.
 //
 // Sixteen rows of the weight, in place, are the left operand of tdpbssd and a block of x is the
@@ -145,4 +145,40 @@ void lowbit_int8_tiles__amx(size_t m, size_t k, const int8_t *q, size_t q_stride
         for (size_t i = 0; i < ROWS; i++)
             _mm512_store_si512(tiles + k0 * ROWS + i * STEP, r[i]);
     }
+}
+
+// 2 x 2 tiles of the gradient, loaded from sum and stored there again.
+void lowbit_int8_grad_ukernel_32x32__amx(const struct lowbit_int8_grad_args *a) {
+    const bool two = a->m > ROWS;
+    const size_t g_bytes = a->g_stride * sizeof *a->g, row_bytes = a->stride * sizeof(float);
+    _tile_loadconfig(&eight_tiles);
+    for (size_t k = 0; k < a->k; k += 2 * ROWS) {
+        float *sum = a->sum + k, *below = sum + ROWS * a->stride;
+        _tile_loadd(0, sum, row_bytes);
+        _tile_loadd(1, sum + ROWS, row_bytes);
+        if (two) {
+            _tile_loadd(2, below, row_bytes);
+            _tile_loadd(3, below + ROWS, row_bytes);
+        }
+        for (size_t n = 0; n < a->n; n += 2 * ROWS) {
+            const uint32_t *panel = a->panel + n / 2 * a->stride + k;
+            _tile_loadd(4, a->g + n, g_bytes);
+            _tile_loadd(6, panel, row_bytes);
+            _tile_loadd(7, panel + ROWS, row_bytes);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(1, 4, 7);
+            if (two) {
+                _tile_loadd(5, a->g + ROWS * a->g_stride + n, g_bytes);
+                _tile_dpbf16ps(2, 5, 6);
+                _tile_dpbf16ps(3, 5, 7);
+            }
+        }
+        _tile_stored(0, sum, row_bytes);
+        _tile_stored(1, sum + ROWS, row_bytes);
+        if (two) {
+            _tile_stored(2, below, row_bytes);
+            _tile_stored(3, below + ROWS, row_bytes);
+        }
+    }
+    _tile_release();
 }

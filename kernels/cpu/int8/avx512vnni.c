@@ -310,7 +310,8 @@ LOWBIT_INLINE void gemm_in_place(const struct lowbit_int8_gemm_args *a, size_t r
                 _mm_storeu_si128((__m128i *)sums, sum_each(acc[j][m0], acc[j][m0 + 1],
                                                            acc[j][m0 + 2], acc[j][m0 + 3]));
                 for (size_t m = m0; m < rows && m < m0 + 4; m++)
-                    a->acc[m * a->acc_stride + n + j] = sums[m - m0] + minus_128(a->xsum[m]);
+                    a->acc[m * a->acc_stride + n + j] =
+                        (int32_t)((uint32_t)sums[m - m0] + (uint32_t)minus_128(a->xsum[m]));
             }
     }
     for (size_t i = 0; i < a->prefetch_size && i < PREFETCH_AHEAD; i += 64)

@@ -136,6 +136,36 @@ struct lowbit_int8_fma_args {
 };
 typedef void lowbit_int8_fma_ukernel(const struct lowbit_int8_fma_args *args);
 
+// The gradient for bf16 is a product of bf16 numbers, summed in fp32 by the processor's instruction
+// for it, in the order that suits it: results differ in the last bits from one instruction set to
+// the next.
+//
+// pairs: columns of two rows of the weight side by side, as bf16, which holds any int8 exactly:
+// panel[k] has row 0 in its lower and row 1 in its upper half. second null: a row of zeros.
+typedef void lowbit_int8_pairs_ukernel(size_t k, const int8_t *first, const int8_t *second,
+                                       uint32_t *panel);
+
+// scale: y_n = bf16(x_n * s_n), x and y bf16. Returns the sum of x_n * offset_n in fp32, 0 when
+// offset is null.
+typedef float lowbit_int8_scale_ukernel(size_t n, const uint16_t *x, const float *s,
+                                        const float *offset, uint16_t *y);
+
+// grad: sum[m][k] += sum over n of g[m][n] * weight[n][k] for m <= MR rows and k columns.
+//
+// n is a multiple of 32; row m of g starts at g + m * g_stride; pair j of the weight's rows stands
+// at panel + j * stride, row m of sum at sum + m * stride. stride is a multiple of 64, and so many
+// columns of panel and sum may be read, and those of sum written, as k rounded up to a multiple of
+// 64; in the same way rows of g and sum, as m rounded up to a multiple of 16.
+struct lowbit_int8_grad_args {
+    size_t m, n, k;
+    const uint16_t *g;
+    size_t g_stride;
+    const uint32_t *panel;
+    float *sum;
+    size_t stride;
+};
+typedef void lowbit_int8_grad_ukernel(const struct lowbit_int8_grad_args *args);
+
 enum lowbit_int8_x_layout { LOWBIT_INT8_ROWS, LOWBIT_INT8_TILES };
 
 // The tables. A row names its kernel's function by the grammar
@@ -154,6 +184,12 @@ enum lowbit_int8_x_layout { LOWBIT_INT8_ROWS, LOWBIT_INT8_TILES };
 #define LOWBIT_GEMM(mr, nr, isa, ISA, m_min, m_max, x_layout, pack, full_range)                    \
     lowbit_int8_gemm_ukernel lowbit_int8_gemm_ukernel_##mr##x##nr##__##isa;
 #include "gemm.inc"
+#define LOWBIT_GRAD(mr, nr, isa, ISA)                                                              \
+    lowbit_int8_grad_ukernel lowbit_int8_grad_ukernel_##mr##x##nr##__##isa;
+#define LOWBIT_PAIRS(isa, ISA)                                                                     \
+    lowbit_int8_pairs_ukernel lowbit_int8_pairs_ukernel__##isa;                                    \
+    lowbit_int8_scale_ukernel lowbit_int8_scale_ukernel__##isa;
+#include "grad.inc"
 
 #ifdef __cplusplus
 }

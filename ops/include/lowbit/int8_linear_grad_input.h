@@ -20,6 +20,14 @@ extern "C" {
 //           c = +0, then c = fma(grad_output[m, n], w[n, k], c), n ascending
 //
 // in fp32, rounded half to even to grad_input's dtype; a NaN is stored as the positive quiet NaN.
+// These bits are the same at every level of lowbit_cpu_isa(), with one exception: for bfloat16
+// grad_output a processor that multiplies bf16 numbers (levels avx512bf16 and amx) does so,
+//
+//   grad_input[m, k] = sum over n of bf16(grad_output[m, n] * s) * weight[n, k]
+//                    + sum over n of grad_output[m, n] * offset[n]
+//
+// summed in fp32 in its own order, subnormal numbers flushed: the accuracy of a bf16 matrix
+// product, and still the same bits for any executor and any batch.
 typedef struct lowbit_int8_linear_grad_input_args {
     const lowbit_tensor *grad_output; // float32, float16 or bfloat16 [M, N]
     const lowbit_tensor *weight;      // int8 [N, K], contiguous
