@@ -63,6 +63,8 @@ struct lowbit_int8_ukernels lowbit_int8_select_ukernels(uint32_t isa) {
     CHOOSE(codes[type], lowbit_int8_codes_ukernel_##type##__##isa, ISA)
 #define LOWBIT_DEQUANTIZE(type, isa, ISA)                                                          \
     CHOOSE(dequantize[type], lowbit_int8_dequantize_ukernel_##type##__##isa, ISA)
+#define LOWBIT_STORE(type, isa, ISA)                                                               \
+    CHOOSE(store[type], lowbit_int8_store_ukernel_##type##__##isa, ISA)
 #define LOWBIT_EPILOGUE(type, isa, ISA)                                                            \
     CHOOSE(epilogue[type], lowbit_int8_epilogue_ukernel_##type##__##isa, ISA)
 #define LOWBIT_PANEL(type, isa, ISA) CHOOSE(panel, lowbit_int8_panel_ukernel_##type##__##isa, ISA)

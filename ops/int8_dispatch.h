@@ -43,6 +43,7 @@ struct lowbit_int8_ukernels {
     lowbit_int8_range_ukernel *range[3];
     lowbit_int8_codes_ukernel *codes[3];
     lowbit_int8_dequantize_ukernel *dequantize[3];
+    lowbit_int8_store_ukernel *store[3];
     lowbit_int8_epilogue_ukernel *epilogue[3];
     lowbit_int8_panel_ukernel *panel;
     lowbit_int8_fma_ukernel *fma;

@@ -202,9 +202,6 @@ static void sum_bf16(const struct grad_input *c, const struct scratch *scratch, 
             c->bf16->run(&grad);
         }
     }
-    for (size_t m = 0; c->args->offset && m < c->m; m++)
-        for (size_t i = 0; i < k; i++)
-            scratch->sum[m * TILE_K + i] += c->base[m];
 }
 
 static void run_tile(const struct grad_input *c, const struct scratch *scratch, size_t k0,
@@ -215,22 +212,11 @@ static void run_tile(const struct grad_input *c, const struct scratch *scratch, 
         sum_bf16(c, scratch, k0, k);
     else
         sum_fp32(c, scratch, k0, k);
-    for (size_t m = 0; m < c->m; m++) {
-        void *to = lowbit_float_row(grad_input, c->block + m);
-        const float *sum = scratch->sum + m * TILE_K;
-        for (size_t i = 0; i < k; i++)
-            switch (grad_input->dtype) {
-            case LOWBIT_FLOAT32:
-                lowbit_float_store(f32, to, k0 + i, sum[i]);
-                break;
-            case LOWBIT_FLOAT16:
-                lowbit_float_store(f16, to, k0 + i, sum[i]);
-                break;
-            default:
-                lowbit_float_store(bf16, to, k0 + i, sum[i]);
-                break;
-            }
-    }
+    const size_t element = lowbit_float_size((enum lowbit_float)grad_input->dtype);
+    for (size_t m = 0; m < c->m; m++)
+        c->ukernels.store[grad_input->dtype](
+            k, scratch->sum + m * TILE_K, c->bf16 ? c->base[m] : 0.0f,
+            (char *)lowbit_float_row(grad_input, c->block + m) + k0 * element);
 }
 
 static void run_tiles(void *arg, size_t task) {
@@ -249,8 +235,9 @@ lowbit_status lowbit_int8_linear_grad_input(const lowbit_int8_linear_grad_input_
     const uint32_t isa = lowbit_cpu_isa();
     const size_t max_tasks = lowbit_max_tasks(executor);
     struct grad_input c = {.args = args};
-    LOWBIT_TRY(lowbit_check_workspace(op, workspace, workspace_size,
-                                      plan(&c, isa, bf16_grad, m, n, max_tasks, NULL)));
+    LOWBIT_TRY(
+        lowbit_check_workspace(op, workspace, workspace_size,
+                               lowbit_int8_linear_grad_input_workspace_size(m, n, k, max_tasks)));
     plan(&c, isa, bf16_grad, m, n, max_tasks, workspace);
     lowbit_parallel(executor, 1, read_scales, &c);
     for (c.block = 0; c.block < m; c.block += BLOCK_M) {

@@ -28,7 +28,8 @@ static void prepare(void *arg, size_t task) {
             int32_t sum = 0;
             for (size_t k = 0; k < p->k; k++)
                 sum += from[k];
-            memcpy(lowbit_int8_product_row(p, task, m), from, p->k);
+            if (p->k) // without columns there may be no data
+                memcpy(lowbit_int8_product_row(p, task, m), from, p->k);
             p->xsum[m] = sum;
         }
         lowbit_int8_product_store(p, task, m0);

@@ -14,8 +14,8 @@ static Tensor int8_linear(const Tensor &x, const Tensor &weight, const Tensor &a
     const View scale = vector_of(op, "absmax", absmax, rows);
     const std::optional<View> base = vector_of(op, "offset", offset, rows);
     const std::optional<View> shift = vector_of(op, "bias", bias, rows);
-    const View out = new_rows(op, "out_dtype", x, with_last(x, weight.size(0)),
-                              out_dtype.value_or(x.scalar_type()));
+    const View out = new_rows(op, "y", x, with_last(x, weight.size(0)),
+                              float_type(op, "out_dtype", out_dtype, x.scalar_type()));
     const lowbit_executor threads = executor();
     const Workspace workspace(x,
                               lowbit_int8_linear_workspace_size(in.tensor.rows, codes.tensor.rows,
@@ -26,7 +26,7 @@ static Tensor int8_linear(const Tensor &x, const Tensor &weight, const Tensor &a
         .absmax = &scale.tensor,
         .offset = pointer(base),
         .bias = pointer(shift),
-        .threshold = static_cast<float>(threshold),
+        .threshold = threshold_of(op, threshold),
         .y = &out.tensor,
     };
     check(lowbit_int8_linear(&args, &threads, workspace.data(), workspace.size()));

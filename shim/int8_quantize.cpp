@@ -14,7 +14,7 @@ static std::tuple<Tensor, Tensor> int8_quantize(const Tensor &x, double threshol
     const View absmax =
         new_vector(op, "absmax", x, without_last(x), absmax_dtype.value_or(ScalarType::Float));
     const lowbit_executor threads = executor();
-    check(lowbit_int8_quantize(&in.tensor, static_cast<float>(threshold), &q.tensor, &absmax.tensor,
+    check(lowbit_int8_quantize(&in.tensor, threshold_of(op, threshold), &q.tensor, &absmax.tensor,
                                &threads));
     return {q.owner, absmax.owner};
 }

@@ -9,11 +9,11 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
 #include <optional>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -32,8 +32,7 @@ template <class... Given>
     std::ostringstream text;
     text << "lowbit::" << op << ": " << name;
     (text << ... << rest);
-    STD_TORCH_CHECK(false, text.str());
-    __builtin_unreachable();
+    throw std::runtime_error(text.str()); // torch makes it a RuntimeError
 }
 
 inline std::string to_string(const Shape &shape) {
@@ -48,7 +47,34 @@ inline std::string to_string(const Shape &shape) {
 }
 
 inline Shape shape_of(const Tensor &tensor) {
-    return Shape(tensor.sizes().begin(), tensor.sizes().end());
+    const auto sizes = tensor.sizes();
+    return Shape(sizes.begin(), sizes.end());
+}
+
+// As Python writes it.
+inline const char *to_string(ScalarType type) {
+    switch (type) {
+    case ScalarType::Float:
+        return "float32";
+    case ScalarType::Half:
+        return "float16";
+    case ScalarType::Double:
+        return "float64";
+    case ScalarType::Bool:
+        return "bool";
+    case ScalarType::Byte:
+        return "uint8";
+    case ScalarType::Char:
+        return "int8";
+    case ScalarType::Short:
+        return "int16";
+    case ScalarType::Int:
+        return "int32";
+    case ScalarType::Long:
+        return "int64";
+    default: // BFloat16, ComplexFloat, Float8_e4m3fn, ...: close enough to be recognized
+        return torch::headeronly::toString(type);
+    }
 }
 
 inline lowbit_dtype dtype_of(const char *op, const char *name, ScalarType type) {
@@ -64,9 +90,28 @@ inline lowbit_dtype dtype_of(const char *op, const char *name, ScalarType type) 
     case ScalarType::Int:
         return LOWBIT_INT32;
     default:
-        refuse(op, name, " has dtype ", torch::headeronly::toString(type),
+        refuse(op, name, " has dtype ", to_string(type),
                ", which is none that lowbit knows: float32, float16, bfloat16, int8 and int32");
     }
+}
+
+// The float dtype of a result. Left to the C library, a wrong one would be blamed on the result,
+// which the caller did not pass.
+inline ScalarType float_type(const char *op, const char *name, OptionalType given,
+                             ScalarType otherwise) {
+    if (!given)
+        return otherwise;
+    if (*given != ScalarType::Float && *given != ScalarType::Half && *given != ScalarType::BFloat16)
+        refuse(op, name, " is ", to_string(*given), ", expected float32, float16 or bfloat16");
+    return *given;
+}
+
+// A threshold as fp32. One that underflows would become 0, which means that there is none.
+inline float threshold_of(const char *op, double given) {
+    const float threshold = static_cast<float>(given);
+    if (given != 0 && threshold == 0)
+        refuse(op, "threshold", " is ", given, ", expected 0 or a number that float32 can hold");
+    return threshold;
 }
 
 // A tensor as lowbit sees it, with what keeps its memory alive.
@@ -157,8 +202,7 @@ inline const lowbit_tensor *pointer(const std::optional<View> &view) {
 // A new tensor of this shape and dtype, as [rows, cols].
 inline View new_rows(const char *op, const char *name, const Tensor &like, const Shape &shape,
                      ScalarType type) {
-    dtype_of(op, name, type);
-    Tensor tensor = torch::stable::new_empty(like, shape, type);
+    const Tensor tensor = torch::stable::new_empty(like, shape, type);
     const size_t cols = static_cast<size_t>(shape.back());
     size_t rows = 1;
     for (size_t i = 0; i + 1 < shape.size(); i++)
@@ -168,8 +212,7 @@ inline View new_rows(const char *op, const char *name, const Tensor &like, const
 
 inline View new_vector(const char *op, const char *name, const Tensor &like, const Shape &shape,
                        ScalarType type) {
-    dtype_of(op, name, type);
-    Tensor tensor = torch::stable::new_empty(like, shape, type);
+    const Tensor tensor = torch::stable::new_empty(like, shape, type);
     return make_view(op, name, tensor, tensor.mutable_data_ptr(),
                      static_cast<size_t>(tensor.numel()), 1, 1);
 }
@@ -219,7 +262,8 @@ class Workspace {
 
 // Turns a failed call into an exception. The message already names the operator.
 inline void check(lowbit_status status) {
-    STD_TORCH_CHECK(status == LOWBIT_OK, std::string("lowbit::") + lowbit_last_error());
+    if (status != LOWBIT_OK)
+        throw std::runtime_error(std::string("lowbit::") + lowbit_last_error());
 }
 
 } // namespace lowbit

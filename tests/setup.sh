@@ -31,15 +31,16 @@ make_environment() {
 }
 
 install_lowbit() {
-    local compiler
+    local compiler quiet=
+    [ ! -f "$stamp" ] || quiet=--quiet # all but lowbit is there already, and pip would list it
     for compiler in "${CC:-cc}" "${CXX:-c++}"; do
         command -v "${compiler%% *}" >/dev/null ||
             stop "$compiler not found: install a C and C++ compiler (Debian: apt-get install build-essential)"
     done
     echo "== Installing $torch and the build tools"
-    "$PYTHON" -m pip install "$torch" scikit-build-core cmake ninja
+    "$PYTHON" -m pip install $quiet "$torch" scikit-build-core cmake ninja
     echo "== Building lowbit, and installing what its extra $1 needs"
-    "$PYTHON" -m pip install --no-build-isolation ".[$1]"
+    "$PYTHON" -m pip install $quiet --no-build-isolation ".[$1]"
 }
 
 checksum_of_sources() {

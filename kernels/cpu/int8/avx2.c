@@ -110,6 +110,14 @@ LOWBIT_INLINE void dequantize(enum lowbit_float type, size_t k, const int8_t *q,
     }
 }
 
+LOWBIT_INLINE void store(enum lowbit_float type, size_t k, const float *x, float base, void *y) {
+    size_t i = 0;
+    for (; i + 8 <= k; i += 8)
+        lowbit_store8(type, y, i, _mm256_add_ps(_mm256_loadu_ps(x + i), _mm256_set1_ps(base)));
+    for (; i < k; i++)
+        lowbit_float_store(type, y, i, x[i] + base);
+}
+
 LOWBIT_INLINE void epilogue(enum lowbit_float type, const struct lowbit_int8_epilogue_args *a) {
     float tail[8];
     for (size_t m = 0; m < a->m; m++) {
@@ -409,15 +417,15 @@ LOWBIT_INLINE void gemm_panel(const struct lowbit_int8_gemm_args *a, size_t rows
     const size_t steps = (a->k + 3) / 4, panels = (a->n + 15) / 16;
     const size_t rounds = panels * ((steps + 15) / 16);
     const size_t share = a->prefetch_size / (rounds + !rounds) / 64 * 64 + 64;
-    const char *prefetch = (const char *)a->prefetch, *end = prefetch + a->prefetch_size;
+    size_t touched = 0;
     for (size_t p = 0; p < panels; p++) {
         const int8_t *w = a->w + p * steps * 64;
         __m256i acc[4][2];
         for (size_t m = 0; m < rows; m++)
             acc[m][0] = acc[m][1] = _mm256_setzero_si256();
         for (size_t step0 = 0; step0 < steps; step0 += 16) {
-            for (size_t i = 0; i < share && prefetch < end; i += 64, prefetch += 64)
-                _mm_prefetch(prefetch, _MM_HINT_T1);
+            for (size_t i = 0; i < share && touched < a->prefetch_size; i += 64, touched += 64)
+                _mm_prefetch((const char *)a->prefetch + touched, _MM_HINT_T1);
             const size_t last = steps - step0 < 16 ? steps : step0 + 16;
             for (size_t step = step0; step < last; step++, w += 64) {
                 __m256i w0 = _mm256_loadu_si256((const __m256i *)w), w0_abs = _mm256_abs_epi8(w0);
@@ -470,6 +478,9 @@ void lowbit_int8_gemm_ukernel_4x64__avx2(const struct lowbit_int8_gemm_args *a) 
     void lowbit_int8_dequantize_ukernel_##type##__avx2(size_t k, const int8_t *q, float s,         \
                                                        const float *offset, void *y) {             \
         dequantize(type, k, q, s, offset, y);                                                      \
+    }                                                                                              \
+    void lowbit_int8_store_ukernel_##type##__avx2(size_t k, const float *x, float base, void *y) { \
+        store(type, k, x, base, y);                                                                \
     }                                                                                              \
     void lowbit_int8_epilogue_ukernel_##type##__avx2(                                              \
         const struct lowbit_int8_epilogue_args *args) {                                            \

@@ -98,6 +98,14 @@ LOWBIT_INLINE void dequantize(enum lowbit_float type, size_t k, const int8_t *q,
     }
 }
 
+LOWBIT_INLINE void store(enum lowbit_float type, size_t k, const float *x, float base, void *y) {
+    for (size_t i = 0; i < k; i += 16) {
+        __mmask16 in = lowbit_first16(k - i);
+        __m512 v = _mm512_maskz_loadu_ps(in, x + i);
+        lowbit_store16(type, y, i, in, _mm512_add_ps(v, _mm512_set1_ps(base)));
+    }
+}
+
 LOWBIT_INLINE void epilogue(enum lowbit_float type, const struct lowbit_int8_epilogue_args *a) {
     for (size_t m = 0; m < a->m; m++) {
         const int32_t *acc = a->acc + m * a->acc_stride;
@@ -371,17 +379,16 @@ void lowbit_int8_pack_ukernel__avx512vnni(size_t n, size_t k, const int8_t *w, s
 
 // Up to 6 rows of x against up to 4 panels: 24 sums, 4 registers for w, 1 for x.
 LOWBIT_INLINE void gemm_panels(const struct lowbit_int8_gemm_args *a, size_t p, int panels,
-                               size_t rows, size_t share, const char **prefetch) {
+                               size_t rows, size_t share, size_t *touched) {
     const size_t steps = (a->k + 3) / 4;
     const int8_t *w = a->w + p * steps * 64;
-    const char *end = (const char *)a->prefetch + a->prefetch_size;
     __m512i acc[6][4];
     for (size_t m = 0; m < rows; m++)
         for (int v = 0; v < panels; v++)
             acc[m][v] = _mm512_set1_epi32(minus_128(a->xsum[m]));
     for (size_t step0 = 0; step0 < steps; step0 += 16) {
-        for (size_t i = 0; i < share && *prefetch < end; i += 64, *prefetch += 64)
-            _mm_prefetch(*prefetch, _MM_HINT_T1);
+        for (size_t i = 0; i < share && *touched < a->prefetch_size; i += 64, *touched += 64)
+            _mm_prefetch((const char *)a->prefetch + *touched, _MM_HINT_T1);
         const size_t last = steps - step0 < 16 ? steps : step0 + 16;
         for (size_t step = step0; step < last; step++) {
             __m512i wk[4];
@@ -405,12 +412,12 @@ LOWBIT_INLINE void gemm_rows(const struct lowbit_int8_gemm_args *a, size_t rows)
     const size_t blocks = (a->k + 63) / 64, panels = (a->n + 15) / 16;
     const size_t rounds = blocks * (panels == 4 ? 1 : panels);
     const size_t share = a->prefetch_size / (rounds + !rounds) / 64 * 64 + 64;
-    const char *prefetch = (const char *)a->prefetch;
+    size_t touched = 0;
     if (panels == 4)
-        gemm_panels(a, 0, 4, rows, share, &prefetch);
+        gemm_panels(a, 0, 4, rows, share, &touched);
     else
         for (size_t p = 0; p < panels; p++)
-            gemm_panels(a, p, 1, rows, share, &prefetch);
+            gemm_panels(a, p, 1, rows, share, &touched);
 }
 
 void lowbit_int8_gemm_ukernel_6x64__avx512vnni(const struct lowbit_int8_gemm_args *a) {
@@ -450,6 +457,10 @@ void lowbit_int8_gemm_ukernel_6x64__avx512vnni(const struct lowbit_int8_gemm_arg
     void lowbit_int8_dequantize_ukernel_##type##__avx512vnni(size_t k, const int8_t *q, float s,   \
                                                              const float *offset, void *y) {       \
         dequantize(type, k, q, s, offset, y);                                                      \
+    }                                                                                              \
+    void lowbit_int8_store_ukernel_##type##__avx512vnni(size_t k, const float *x, float base,      \
+                                                        void *y) {                                 \
+        store(type, k, x, base, y);                                                                \
     }                                                                                              \
     void lowbit_int8_epilogue_ukernel_##type##__avx512vnni(                                        \
         const struct lowbit_int8_epilogue_args *args) {                                            \

@@ -58,6 +58,11 @@ LOWBIT_INLINE void dequantize(enum lowbit_float type, size_t k, const int8_t *q,
         lowbit_float_store(type, y, i, dequantized(q[i], s, offset));
 }
 
+LOWBIT_INLINE void store(enum lowbit_float type, size_t k, const float *x, float base, void *y) {
+    for (size_t i = 0; i < k; i++)
+        lowbit_float_store(type, y, i, x[i] + base);
+}
+
 LOWBIT_INLINE void epilogue(enum lowbit_float type, const struct lowbit_int8_epilogue_args *a) {
     for (size_t m = 0; m < a->m; m++)
         for (size_t n = 0; n < a->n; n++) {
@@ -84,6 +89,10 @@ LOWBIT_INLINE void epilogue(enum lowbit_float type, const struct lowbit_int8_epi
     void lowbit_int8_dequantize_ukernel_##type##__scalar(size_t k, const int8_t *q, float s,       \
                                                          const float *offset, void *y) {           \
         dequantize(type, k, q, s, offset, y);                                                      \
+    }                                                                                              \
+    void lowbit_int8_store_ukernel_##type##__scalar(size_t k, const float *x, float base,          \
+                                                    void *y) {                                     \
+        store(type, k, x, base, y);                                                                \
     }                                                                                              \
     void lowbit_int8_epilogue_ukernel_##type##__scalar(                                            \
         const struct lowbit_int8_epilogue_args *args) {                                            \

@@ -44,6 +44,9 @@ typedef int32_t lowbit_int8_codes_ukernel(size_t k, const void *x, float t, floa
 typedef void lowbit_int8_dequantize_ukernel(size_t k, const int8_t *q, float s, const float *offset,
                                             void *y);
 
+// store: y_k = x_k + base, rounded half to even; NaN becomes the positive quiet NaN.
+typedef void lowbit_int8_store_ukernel(size_t k, const float *x, float base, void *y);
+
 // pack: rewrites n <= LOWBIT_INT8_TILE_N rows of the weight for a gemm that asks for it. Panels of
 // 16 rows follow each other; in a panel four k of one row stand together, then the next row, then
 // the next four k: element (n, k) is at
@@ -176,6 +179,7 @@ enum lowbit_int8_x_layout { LOWBIT_INT8_ROWS, LOWBIT_INT8_TILES };
 #define LOWBIT_RANGE(type, isa, ISA) LOWBIT_DECLARE(range, type, isa)
 #define LOWBIT_CODES(type, isa, ISA) LOWBIT_DECLARE(codes, type, isa)
 #define LOWBIT_DEQUANTIZE(type, isa, ISA) LOWBIT_DECLARE(dequantize, type, isa)
+#define LOWBIT_STORE(type, isa, ISA) LOWBIT_DECLARE(store, type, isa)
 #define LOWBIT_EPILOGUE(type, isa, ISA) LOWBIT_DECLARE(epilogue, type, isa)
 #define LOWBIT_PANEL(type, isa, ISA) LOWBIT_DECLARE(panel, type, isa)
 #define LOWBIT_FMA(type, isa, ISA) LOWBIT_DECLARE(fma, type, isa)

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: MIT
+// The tables of micro-kernels and the choice among their rows, for every machine there is.
+
+#include "../../ops/int8_dispatch.h"
+
+#include "lowbit/cpu.h"
+
+#include <gtest/gtest.h>
+
+#include <regex>
+#include <set>
+#include <string>
+#include <vector>
+
+namespace {
+
+const bool full_ranges[] = {false, true};
+
+// Every set of instruction sets that has the scalar one, also those that no machine has.
+std::vector<uint32_t> masks() {
+    uint32_t all = 0;
+    for (uint32_t bit = 1; lowbit_cpu_isa_name(bit); bit <<= 1)
+        all |= bit;
+    std::vector<uint32_t> masks;
+    for (uint32_t mask = LOWBIT_ISA_SCALAR; mask <= all; mask++)
+        if (mask & LOWBIT_ISA_SCALAR)
+            masks.push_back(mask);
+    return masks;
+}
+
+struct Row {
+    std::string name, isa_name, pack;
+    uint32_t isa;
+    size_t mr, nr, m_min, m_max;
+    lowbit_int8_x_layout x_layout;
+    bool full_range;
+
+    bool serves(uint32_t mask, size_t m, bool needs_full_range) const {
+        return isa & mask && m >= m_min && (m_max == 0 || m <= m_max) &&
+               (full_range || !needs_full_range);
+    }
+};
+
+const Row rows[] = {
+#define LOWBIT_GEMM(mr, nr, isa, ISA, m_min, m_max, x_layout, pack, full_range)                    \
+    {#mr "x" #nr "__" #isa,  #isa,      #pack, ISA, mr, nr, m_min, m_max,                          \
+     LOWBIT_INT8_##x_layout, full_range},
+#include "../../kernels/cpu/int8/gemm.inc"
+};
+
+const std::set<std::string> packs = {
+#define LOWBIT_PACK(isa) #isa,
+#include "../../kernels/cpu/int8/gemm.inc"
+};
+
+TEST(GemmTable, RowsAgreeWithTheirNames) {
+    std::set<std::string> names;
+    for (const Row &row : rows) {
+        SCOPED_TRACE(row.name);
+        EXPECT_TRUE(names.insert(row.name).second) << "two rows of one name";
+        EXPECT_TRUE(std::regex_match(row.name, std::regex("[0-9]+x[0-9]+__[a-z][a-z0-9]*")));
+        ASSERT_NE(lowbit_cpu_isa_name(row.isa), nullptr);
+        EXPECT_EQ(row.isa_name, lowbit_cpu_isa_name(row.isa));
+        EXPECT_TRUE(row.pack == "none" || packs.count(row.pack)) << row.pack;
+        EXPECT_LE(row.mr, (size_t)LOWBIT_INT8_TILE_M);
+        EXPECT_LE(row.nr, (size_t)LOWBIT_INT8_TILE_N);
+        EXPECT_EQ(row.nr % 16, 0u) << "acc is laid out in vectors of 16";
+        EXPECT_TRUE(row.x_layout == LOWBIT_INT8_ROWS || row.mr % 16 == 0) << "tiles have 16 rows";
+        EXPECT_TRUE(row.m_max == 0 || row.m_min <= row.m_max);
+    }
+}
+
+TEST(ElementwiseTable, EverySignatureHasEveryTypeInPlainC) {
+    std::set<std::string> names;
+#define LOWBIT_NAME(signature, type, isa, ISA)                                                     \
+    EXPECT_TRUE(names.insert(#signature "_" #type "__" #isa).second) << "two rows of one name";    \
+    EXPECT_STREQ(#isa, lowbit_cpu_isa_name(ISA));
+#define LOWBIT_RANGE(type, isa, ISA) LOWBIT_NAME(range, type, isa, ISA)
+#define LOWBIT_CODES(type, isa, ISA) LOWBIT_NAME(codes, type, isa, ISA)
+#define LOWBIT_DEQUANTIZE(type, isa, ISA) LOWBIT_NAME(dequantize, type, isa, ISA)
+#define LOWBIT_STORE(type, isa, ISA) LOWBIT_NAME(store, type, isa, ISA)
+#define LOWBIT_EPILOGUE(type, isa, ISA) LOWBIT_NAME(epilogue, type, isa, ISA)
+#define LOWBIT_PANEL(type, isa, ISA) LOWBIT_NAME(panel, type, isa, ISA)
+#define LOWBIT_FMA(type, isa, ISA) LOWBIT_NAME(fma, type, isa, ISA)
+#include "../../kernels/cpu/int8/elementwise.inc"
+    for (const char *signature : {"range", "codes", "dequantize", "store", "epilogue"})
+        for (const char *type : {"f32", "f16", "bf16"})
+            EXPECT_TRUE(names.count(std::string(signature) + "_" + type + "__scalar"))
+                << signature << " " << type;
+    EXPECT_TRUE(names.count("panel_f32__scalar"));
+    EXPECT_TRUE(names.count("fma_f32__scalar"));
+}
+
+TEST(Dispatch, ChoosesTheFirstGemmThatServes) {
+    for (uint32_t mask : masks())
+        for (bool full_range : full_ranges)
+            for (size_t m = 0; m <= 600; m++) {
+                const Row *want = rows;
+                while (!want->serves(mask, m, full_range)) {
+                    want++;
+                    ASSERT_NE(want, std::end(rows)) << "no row, mask " << mask << ", m " << m;
+                }
+                const lowbit_int8_gemm *have = lowbit_int8_select_gemm(mask, m, full_range);
+                ASSERT_EQ(have->name, want->name) << "mask " << mask << ", m " << m;
+                ASSERT_EQ(have->isa, want->isa);
+                ASSERT_EQ(have->mr, want->mr);
+                ASSERT_EQ(have->nr, want->nr);
+                ASSERT_EQ(have->m_min, want->m_min);
+                ASSERT_EQ(have->m_max, want->m_max);
+                ASSERT_EQ(have->x_layout, want->x_layout);
+                ASSERT_EQ(have->full_range, want->full_range);
+                ASSERT_EQ(have->pack != nullptr, want->pack != "none");
+                ASSERT_NE(have->run, nullptr);
+            }
+}
+
+TEST(Dispatch, EveryGemmIsChosenSomewhere) {
+    std::set<std::string> chosen;
+    for (uint32_t mask : masks())
+        for (bool full_range : full_ranges)
+            for (size_t m = 0; m <= 600; m++)
+                chosen.insert(lowbit_int8_select_gemm(mask, m, full_range)->name);
+    for (const Row &row : rows)
+        EXPECT_TRUE(chosen.count(row.name)) << row.name << " never runs";
+}
+
+TEST(Dispatch, ChoosesTheFirstGrad) {
+    const struct {
+        const char *name, *isa_name;
+        uint32_t isa;
+        lowbit_int8_grad_ukernel *run;
+    } grads[] = {
+#define LOWBIT_GRAD(mr, nr, isa, ISA)                                                              \
+    {#mr "x" #nr "__" #isa, #isa, ISA, lowbit_int8_grad_ukernel_##mr##x##nr##__##isa},
+#include "../../kernels/cpu/int8/grad.inc"
+        {nullptr, nullptr, ~0u, nullptr}, // no row: the gradient is computed in fp32
+    };
+    for (uint32_t mask : masks()) {
+        const auto *want = grads;
+        while (!(want->isa & mask))
+            want++;
+        const lowbit_int8_grad *have = lowbit_int8_select_grad(mask);
+        ASSERT_EQ(have != nullptr, want->name != nullptr) << "mask " << mask;
+        if (have) {
+            EXPECT_STREQ(have->name, want->name) << "mask " << mask;
+            EXPECT_STREQ(want->isa_name, lowbit_cpu_isa_name(want->isa));
+            EXPECT_EQ(have->isa, want->isa);
+            EXPECT_EQ(have->run, want->run);
+            EXPECT_NE(have->pairs, nullptr);
+            EXPECT_NE(have->scale, nullptr);
+        }
+    }
+}
+
+// The first row of the table whose instruction set is in mask.
+template <typename Function> struct Chosen {
+    uint32_t mask;
+    Function *function = nullptr;
+    void offer(uint32_t isa, Function *candidate) {
+        if (!function && isa & mask)
+            function = candidate;
+    }
+};
+
+TEST(Dispatch, ChoosesTheFirstOfTheOtherKernels) {
+    for (uint32_t mask : masks()) {
+        const lowbit_int8_ukernels have = lowbit_int8_select_ukernels(mask);
+        enum { f32, f16, bf16 };
+        Chosen<lowbit_int8_range_ukernel> range[] = {{mask}, {mask}, {mask}};
+        Chosen<lowbit_int8_codes_ukernel> codes[] = {{mask}, {mask}, {mask}};
+        Chosen<lowbit_int8_dequantize_ukernel> dequantize[] = {{mask}, {mask}, {mask}};
+        Chosen<lowbit_int8_store_ukernel> store[] = {{mask}, {mask}, {mask}};
+        Chosen<lowbit_int8_epilogue_ukernel> epilogue[] = {{mask}, {mask}, {mask}};
+        Chosen<lowbit_int8_panel_ukernel> panel[] = {{mask}};
+        Chosen<lowbit_int8_fma_ukernel> fma[] = {{mask}};
+#define LOWBIT_OFFER(signature, type, isa, ISA)                                                    \
+    signature[type].offer(ISA, lowbit_int8_##signature##_ukernel_##type##__##isa);
+#define LOWBIT_RANGE(type, isa, ISA) LOWBIT_OFFER(range, type, isa, ISA)
+#define LOWBIT_CODES(type, isa, ISA) LOWBIT_OFFER(codes, type, isa, ISA)
+#define LOWBIT_DEQUANTIZE(type, isa, ISA) LOWBIT_OFFER(dequantize, type, isa, ISA)
+#define LOWBIT_STORE(type, isa, ISA) LOWBIT_OFFER(store, type, isa, ISA)
+#define LOWBIT_EPILOGUE(type, isa, ISA) LOWBIT_OFFER(epilogue, type, isa, ISA)
+#define LOWBIT_PANEL(type, isa, ISA) LOWBIT_OFFER(panel, type, isa, ISA)
+#define LOWBIT_FMA(type, isa, ISA) LOWBIT_OFFER(fma, type, isa, ISA)
+#include "../../kernels/cpu/int8/elementwise.inc"
+        for (int type = f32; type <= bf16; type++) {
+            EXPECT_EQ(have.range[type], range[type].function);
+            EXPECT_EQ(have.codes[type], codes[type].function);
+            EXPECT_EQ(have.dequantize[type], dequantize[type].function);
+            EXPECT_EQ(have.store[type], store[type].function);
+            EXPECT_EQ(have.epilogue[type], epilogue[type].function);
+        }
+        EXPECT_EQ(have.panel, panel[f32].function);
+        EXPECT_EQ(have.fma, fma[f32].function);
+    }
+}
+
+} // namespace

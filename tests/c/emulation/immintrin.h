@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: MIT
+// Stands before the compiler's <immintrin.h> where a kernel for AVX-512 or AMX is built for a
+// machine that has AVX2 alone: AVX-512 comes from SIMDe, AMX from amx.h, and what SIMDe 0.7.4 lacks
+// from here. A kernel that uses yet another function does not compile: add it below.
+#ifndef LOWBIT_TESTS_EMULATION_IMMINTRIN_H
+#define LOWBIT_TESTS_EMULATION_IMMINTRIN_H
+
+#include_next <immintrin.h>
+
+#define SIMDE_ENABLE_NATIVE_ALIASES
+#include <simde/x86/avx512.h>
+
+#include "amx.h"
+
+static inline __m256 emulated_half_ps(__m512 a, int half) {
+    return simde__m512_to_private(a).m256[half];
+}
+
+static inline __m512 emulated_join_ps(__m256 low, __m256 high) {
+    simde__m512_private r;
+    r.m256[0] = low;
+    r.m256[1] = high;
+    return simde__m512_from_private(r);
+}
+
+static inline __m256i emulated_half(__m512i a, int half) {
+    return simde__m512i_to_private(a).m256i[half];
+}
+
+static inline __m512i emulated_join(__m256i low, __m256i high) {
+    simde__m512i_private r;
+    r.m256i[0] = low;
+    r.m256i[1] = high;
+    return simde__m512i_from_private(r);
+}
+
+// Loads and stores touch the memory of the lanes in the mask and no other.
+static inline void emulated_masked_copy(void *to, const void *from, uint64_t mask, size_t lanes,
+                                        size_t lane_bytes) {
+    for (size_t i = 0; i < lanes; i++)
+        if (mask >> i & 1)
+            memcpy((char *)to + i * lane_bytes, (const char *)from + i * lane_bytes, lane_bytes);
+}
+
+#define EMULATED_MASKED_LOAD(name, vector, setzero, lanes, lane_bytes)                             \
+    static inline vector name(uint64_t mask, const void *from) {                                   \
+        vector to = setzero();                                                                     \
+        emulated_masked_copy(&to, from, mask, lanes, lane_bytes);                                  \
+        return to;                                                                                 \
+    }
+#define EMULATED_MASKED_STORE(name, vector, lanes, lane_bytes)                                     \
+    static inline void name(void *to, uint64_t mask, vector from) {                                \
+        emulated_masked_copy(to, &from, mask, lanes, lane_bytes);                                  \
+    }
+EMULATED_MASKED_LOAD(emulated_maskz_loadu_128_8, __m128i, _mm_setzero_si128, 16, 1)
+EMULATED_MASKED_LOAD(emulated_maskz_loadu_256_16, __m256i, _mm256_setzero_si256, 16, 2)
+EMULATED_MASKED_LOAD(emulated_maskz_loadu_512_8, __m512i, _mm512_setzero_si512, 64, 1)
+EMULATED_MASKED_LOAD(emulated_maskz_loadu_512_32, __m512i, _mm512_setzero_si512, 16, 4)
+EMULATED_MASKED_LOAD(emulated_maskz_loadu_512_ps, __m512, _mm512_setzero_ps, 16, 4)
+EMULATED_MASKED_STORE(emulated_mask_storeu_128_8, __m128i, 16, 1)
+EMULATED_MASKED_STORE(emulated_mask_storeu_256_16, __m256i, 16, 2)
+EMULATED_MASKED_STORE(emulated_mask_storeu_512_32, __m512i, 16, 4)
+EMULATED_MASKED_STORE(emulated_mask_storeu_512_ps, __m512, 16, 4)
+
+static inline __m512 emulated_cvtepi32_ps(__m512i a) {
+    return emulated_join_ps(_mm256_cvtepi32_ps(emulated_half(a, 0)),
+                            _mm256_cvtepi32_ps(emulated_half(a, 1)));
+}
+
+static inline __m512i emulated_maskz_cvtps_epi32(__mmask16 mask, __m512 a) {
+    __m512i r = emulated_join(_mm256_cvtps_epi32(emulated_half_ps(a, 0)),
+                              _mm256_cvtps_epi32(emulated_half_ps(a, 1)));
+    return _mm512_maskz_mov_epi32(mask, r);
+}
+
+static inline __m512i emulated_cvtepi8_epi32(__m128i a) {
+    return emulated_join(_mm256_cvtepi8_epi32(a), _mm256_cvtepi8_epi32(_mm_srli_si128(a, 8)));
+}
+
+static inline __m512i emulated_cvtepu16_epi32(__m256i a) {
+    return emulated_join(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(a)),
+                         _mm256_cvtepu16_epi32(_mm256_extracti128_si256(a, 1)));
+}
+
+static inline __m512 emulated_cvtph_ps(__m256i a) {
+    return emulated_join_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(a)),
+                            _mm256_cvtph_ps(_mm256_extracti128_si256(a, 1)));
+}
+
+// Keeps the low half of each lane, the low quarter.
+static inline __m256i emulated_cvtepi32_epi16(__m512i a) {
+    int32_t from[16];
+    int16_t to[16];
+    memcpy(from, &a, sizeof from);
+    for (int i = 0; i < 16; i++)
+        to[i] = (int16_t)from[i];
+    return _mm256_loadu_si256((const __m256i *)to);
+}
+
+static inline __m128i emulated_cvtepi32_epi8(__m512i a) {
+    int32_t from[16];
+    int8_t to[16];
+    memcpy(from, &a, sizeof from);
+    for (int i = 0; i < 16; i++)
+        to[i] = (int8_t)from[i];
+    return _mm_loadu_si128((const __m128i *)to);
+}
+
+static inline int32_t emulated_reduce_add_epi32(__m512i a) {
+    uint32_t lanes[16], sum = 0;
+    memcpy(lanes, &a, sizeof lanes);
+    for (int i = 0; i < 16; i++)
+        sum += lanes[i];
+    return (int32_t)sum;
+}
+
+static inline float emulated_reduce_add_ps(__m512 a) {
+    float lanes[16], sum;
+    memcpy(lanes, &a, sizeof lanes);
+    sum = lanes[0];
+    for (int i = 1; i < 16; i++)
+        sum += lanes[i];
+    return sum;
+}
+
+static inline float emulated_reduce_min_ps(__m512 a) {
+    float lanes[16], min;
+    memcpy(lanes, &a, sizeof lanes);
+    min = lanes[0];
+    for (int i = 1; i < 16; i++)
+        min = lanes[i] < min ? lanes[i] : min;
+    return min;
+}
+
+static inline float emulated_reduce_max_ps(__m512 a) {
+    float lanes[16], max;
+    memcpy(lanes, &a, sizeof lanes);
+    max = lanes[0];
+    for (int i = 1; i < 16; i++)
+        max = lanes[i] > max ? lanes[i] : max;
+    return max;
+}
+
+#undef _mm_maskz_loadu_epi8
+#undef _mm256_maskz_loadu_epi16
+#undef _mm512_maskz_loadu_epi8
+#undef _mm512_maskz_loadu_epi32
+#undef _mm512_maskz_loadu_ps
+#undef _mm_mask_storeu_epi8
+#undef _mm256_mask_storeu_epi16
+#undef _mm512_mask_storeu_epi32
+#undef _mm512_mask_storeu_ps
+#undef _mm512_cvtepi32_ps
+#undef _mm512_maskz_cvtps_epi32
+#undef _mm512_cvtepi8_epi32
+#undef _mm512_cvtepu16_epi32
+#undef _mm512_cvtph_ps
+#undef _mm512_cvtps_ph
+#undef _mm512_cvtepi32_epi16
+#undef _mm512_cvtepi32_epi8
+#undef _mm512_reduce_add_epi32
+#undef _mm512_reduce_add_ps
+#undef _mm512_reduce_min_ps
+#undef _mm512_reduce_max_ps
+#undef _mm512_mask_cmp_ps_mask
+#define _mm_maskz_loadu_epi8 emulated_maskz_loadu_128_8
+#define _mm256_maskz_loadu_epi16 emulated_maskz_loadu_256_16
+#define _mm512_maskz_loadu_epi8 emulated_maskz_loadu_512_8
+#define _mm512_maskz_loadu_epi32 emulated_maskz_loadu_512_32
+#define _mm512_maskz_loadu_ps emulated_maskz_loadu_512_ps
+#define _mm_mask_storeu_epi8 emulated_mask_storeu_128_8
+#define _mm256_mask_storeu_epi16 emulated_mask_storeu_256_16
+#define _mm512_mask_storeu_epi32 emulated_mask_storeu_512_32
+#define _mm512_mask_storeu_ps emulated_mask_storeu_512_ps
+#define _mm512_cvtepi32_ps emulated_cvtepi32_ps
+#define _mm512_maskz_cvtps_epi32 emulated_maskz_cvtps_epi32
+#define _mm512_cvtepi8_epi32 emulated_cvtepi8_epi32
+#define _mm512_cvtepu16_epi32 emulated_cvtepu16_epi32
+#define _mm512_cvtph_ps emulated_cvtph_ps
+#define _mm512_cvtps_ph(a, rounding)                                                               \
+    _mm256_set_m128i(_mm256_cvtps_ph(emulated_half_ps(a, 1), (rounding) & 7),                      \
+                     _mm256_cvtps_ph(emulated_half_ps(a, 0), (rounding) & 7))
+#define _mm512_cvtepi32_epi16 emulated_cvtepi32_epi16
+#define _mm512_cvtepi32_epi8 emulated_cvtepi32_epi8
+#define _mm512_reduce_add_epi32 emulated_reduce_add_epi32
+#define _mm512_reduce_add_ps emulated_reduce_add_ps
+#define _mm512_reduce_min_ps emulated_reduce_min_ps
+#define _mm512_reduce_max_ps emulated_reduce_max_ps
+#define _mm512_mask_cmp_ps_mask(mask, a, b, predicate)                                             \
+    ((__mmask16)((mask) & _mm512_cmp_ps_mask(a, b, predicate)))
+
+#endif

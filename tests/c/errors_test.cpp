@@ -1,0 +1,415 @@
+// SPDX-License-Identifier: MIT
+// Bad input: every rule of every operator is refused with a message that names the operator, the
+// argument, what was given and what is expected, and no output is written.
+
+#include "testing.h"
+
+#include <cfloat>
+#include <cmath>
+#include <functional>
+
+namespace {
+
+enum : unsigned {
+    FLOATS = 1 << LOWBIT_FLOAT32 | 1 << LOWBIT_FLOAT16 | 1 << LOWBIT_BFLOAT16,
+    SCALES = 1 << LOWBIT_FLOAT32 | 1 << LOWBIT_FLOAT16,
+    INT8 = 1 << LOWBIT_INT8,
+    INT32 = 1 << LOWBIT_INT32,
+};
+
+enum Kind { input, optional_input, contiguous_input, output };
+
+struct Argument {
+    const char *name;
+    unsigned dtypes; // accepted
+    char rows, cols; // M, N, K, or 1
+    Kind kind;
+
+    lowbit_dtype dtype() const {
+        return dtypes & 1 ? LOWBIT_FLOAT32 : dtypes & INT8 ? LOWBIT_INT8 : LOWBIT_INT32;
+    }
+};
+
+struct Call;
+
+struct Operator {
+    const char *name;
+    std::vector<Argument> arguments;
+    size_t (*workspace_size)(size_t m, size_t n, size_t k, size_t max_tasks); // null: takes none
+    lowbit_status (*run)(const Call &);
+};
+
+// How GoogleTest prints a parameter.
+void PrintTo(const Operator &op, std::ostream *out) {
+    *out << op.name;
+}
+
+size_t size_of(char letter, size_t m, size_t n, size_t k) {
+    return letter == 'M' ? m : letter == 'N' ? n : letter == 'K' ? k : 1;
+}
+
+// The arguments of one call: valid at first, for a test to break.
+struct Call {
+    const Operator &op;
+    std::vector<Tensor> storage;
+    std::vector<lowbit_tensor> tensors;
+    std::vector<const lowbit_tensor *> arguments;
+    float threshold = 0;
+    const lowbit_executor *executor = nullptr;
+    GuardedBuffer scratch;
+    void *workspace;
+    size_t workspace_size;
+
+    explicit Call(const Operator &o, size_t m = 3, size_t n = 4, size_t k = 5) : op(o) {
+        for (const Argument &a : op.arguments) {
+            storage.emplace_back(a.dtype(), size_of(a.rows, m, n, k), size_of(a.cols, m, n, k));
+            tensors.push_back(*storage.back().operator->());
+            if (a.kind != output)
+                std::memset(tensors.back().data, 0, storage.back().buffer().size());
+        }
+        for (const lowbit_tensor &tensor : tensors)
+            arguments.push_back(&tensor);
+        workspace_size = op.workspace_size ? op.workspace_size(m, n, k, 1) : 0;
+        scratch = GuardedBuffer((workspace_size + 63) / 64 * 64);
+        workspace = scratch.data();
+    }
+
+    lowbit_status run() const { return op.run(*this); }
+
+    void expect_refused(const std::vector<std::string> &words) const {
+        EXPECT_EQ(run(), LOWBIT_INVALID_ARGUMENT);
+        const std::string message = lowbit_last_error();
+        EXPECT_EQ(message.find(std::string(op.name) + ": "), 0u) << message;
+        for (const std::string &word : words)
+            EXPECT_NE(message.find(word), std::string::npos) << message << "\nlacks " << word;
+        for (size_t i = 0; i < storage.size(); i++) {
+            if (op.arguments[i].kind != output)
+                continue;
+            const auto *bytes = storage[i].buffer().as<unsigned char>();
+            for (size_t b = 0; b < storage[i].buffer().size(); b++)
+                ASSERT_EQ(bytes[b], 0xa5) << op.arguments[i].name << " was written";
+        }
+    }
+};
+
+const Operator operators[] = {
+    {"int8_quantize",
+     {{"x", FLOATS, 'M', 'K', input},
+      {"q", INT8, 'M', 'K', output},
+      {"absmax", SCALES, 'M', '1', output}},
+     nullptr,
+     [](const Call &c) {
+         const auto &a = c.arguments;
+         return lowbit_int8_quantize(a[0], c.threshold, a[1], a[2], c.executor);
+     }},
+    {"int8_quantize_offset",
+     {{"weight", FLOATS, 'M', 'K', input},
+      {"q", INT8, 'M', 'K', output},
+      {"absmax", SCALES, 'M', '1', output},
+      {"offset", SCALES, 'M', '1', output}},
+     nullptr,
+     [](const Call &c) {
+         const auto &a = c.arguments;
+         return lowbit_int8_quantize_offset(a[0], a[1], a[2], a[3], c.executor);
+     }},
+    {"int8_dequantize",
+     {{"q", INT8, 'M', 'K', input},
+      {"absmax", SCALES, 'M', '1', contiguous_input},
+      {"offset", SCALES, 'M', '1', optional_input},
+      {"out", FLOATS, 'M', 'K', output}},
+     nullptr,
+     [](const Call &c) {
+         const auto &a = c.arguments;
+         return lowbit_int8_dequantize(a[0], a[1], a[2], a[3], c.executor);
+     }},
+    {"int8_matmul",
+     {{"a", INT8, 'M', 'K', input},
+      {"b", INT8, 'N', 'K', contiguous_input},
+      {"out", INT32, 'M', 'N', output}},
+     lowbit_int8_matmul_workspace_size,
+     [](const Call &c) {
+         const auto &a = c.arguments;
+         return lowbit_int8_matmul(a[0], a[1], a[2], c.executor, c.workspace, c.workspace_size);
+     }},
+    {"int8_linear",
+     {{"x", FLOATS, 'M', 'K', input},
+      {"weight", INT8, 'N', 'K', contiguous_input},
+      {"absmax", SCALES, 'N', '1', contiguous_input},
+      {"offset", SCALES, 'N', '1', optional_input},
+      {"bias", FLOATS, 'N', '1', optional_input},
+      {"y", FLOATS, 'M', 'N', output}},
+     lowbit_int8_linear_workspace_size,
+     [](const Call &c) {
+         const auto &a = c.arguments;
+         const lowbit_int8_linear_args args{a[0], a[1], a[2], a[3], a[4], c.threshold, a[5]};
+         return lowbit_int8_linear(&args, c.executor, c.workspace, c.workspace_size);
+     }},
+    {"int8_linear_grad_input",
+     {{"grad_output", FLOATS, 'M', 'N', input},
+      {"weight", INT8, 'N', 'K', contiguous_input},
+      {"absmax", SCALES, 'N', '1', contiguous_input},
+      {"offset", SCALES, 'N', '1', optional_input},
+      {"grad_input", FLOATS, 'M', 'K', output}},
+     lowbit_int8_linear_grad_input_workspace_size,
+     [](const Call &c) {
+         const auto &a = c.arguments;
+         const lowbit_int8_linear_grad_input_args args{a[0], a[1], a[2], a[3], a[4]};
+         return lowbit_int8_linear_grad_input(&args, c.executor, c.workspace, c.workspace_size);
+     }},
+};
+
+const Operator &operator_named(const std::string &name) {
+    for (const Operator &op : operators)
+        if (op.name == name)
+            return op;
+    throw std::invalid_argument(name);
+}
+
+class Errors : public testing::TestWithParam<Operator> {
+  protected:
+    const Operator &op = GetParam();
+
+    // Breaks one argument after the other; applies says of which, words what the message holds.
+    void each(const std::function<bool(const Argument &)> &applies,
+              const std::function<void(lowbit_tensor &)> &break_it,
+              const std::vector<std::string> &words) {
+        for (size_t i = 0; i < op.arguments.size(); i++)
+            if (applies(op.arguments[i])) {
+                Call call(op);
+                break_it(call.tensors[i]);
+                std::vector<std::string> all = words;
+                all.push_back(op.arguments[i].name);
+                call.expect_refused(all);
+            }
+    }
+};
+
+INSTANTIATE_TEST_SUITE_P(, Errors, testing::ValuesIn(operators),
+                         [](const auto &info) { return std::string(info.param.name); });
+
+bool any(const Argument &) {
+    return true;
+}
+bool is_matrix(const Argument &a) {
+    return a.cols != '1';
+}
+
+TEST_P(Errors, ValidCallsPass) {
+    EXPECT_EQ(Call(op).run(), LOWBIT_OK) << lowbit_last_error();
+}
+
+TEST_P(Errors, NullTensor) {
+    for (size_t i = 0; i < op.arguments.size(); i++) {
+        Call call(op);
+        call.arguments[i] = nullptr;
+        if (op.arguments[i].kind == optional_input)
+            EXPECT_EQ(call.run(), LOWBIT_OK) << lowbit_last_error();
+        else
+            call.expect_refused({std::string(op.arguments[i].name) + " is null"});
+    }
+}
+
+TEST_P(Errors, WrongDtype) {
+    for (size_t i = 0; i < op.arguments.size(); i++)
+        for (int dtype = LOWBIT_FLOAT32; dtype <= LOWBIT_INT32; dtype++) {
+            const Argument &argument = op.arguments[i];
+            if (argument.dtypes >> dtype & 1)
+                continue;
+            Call call(op);
+            call.tensors[i].dtype = (lowbit_dtype)dtype;
+            call.expect_refused(
+                {std::string(argument.name) + " has dtype " + dtype_name((lowbit_dtype)dtype),
+                 "expected", dtype_name(argument.dtype())});
+        }
+    each(any, [](lowbit_tensor &t) { t.dtype = (lowbit_dtype)99; }, {"dtype unknown"});
+}
+
+TEST_P(Errors, OffsetAndAbsmaxDiffer) {
+    each([](const Argument &a) { return std::string(a.name) == "offset"; },
+         [](lowbit_tensor &t) { t.dtype = LOWBIT_FLOAT16; },
+         {"offset has dtype float16", "expected absmax's float32"});
+}
+
+// Of the sizes M, N and K each stands in two arguments or more: whichever is wrong, one of them is
+// named, with the size it has and the size the other has.
+TEST_P(Errors, SizesDisagree) {
+    for (size_t i = 0; i < op.arguments.size(); i++)
+        for (size_t lowbit_tensor::*size : {&lowbit_tensor::rows, &lowbit_tensor::cols})
+            for (size_t change : {(size_t)1, (size_t)-1}) {
+                Call call(op);
+                lowbit_tensor &tensor = call.tensors[i];
+                const std::string before = std::to_string(tensor.*size);
+                tensor.*size += change;
+                tensor.stride = tensor.cols;
+                call.expect_refused({" has ", before, std::to_string(tensor.*size), ", expected "});
+            }
+}
+
+TEST_P(Errors, StrideBelowColumns) {
+    each(is_matrix, [](lowbit_tensor &t) { t.stride = t.cols - 1; }, {"stride", "columns"});
+}
+
+TEST_P(Errors, NotContiguous) {
+    each([](const Argument &a) { return a.kind == contiguous_input || a.cols == '1'; },
+         [](lowbit_tensor &t) { t.stride++; }, {"stride", "contiguous"});
+}
+
+TEST_P(Errors, NoData) {
+    each(any, [](lowbit_tensor &t) { t.data = nullptr; }, {"has no data"});
+}
+
+TEST_P(Errors, MisalignedData) {
+    each([](const Argument &a) { return a.dtype() != LOWBIT_INT8; },
+         [](lowbit_tensor &t) { t.data = (char *)t.data + 1; }, {"aligned to 4 bytes"});
+}
+
+// The product of rows and stride leaves size_t.
+TEST_P(Errors, LargerThanTheAddressSpace) {
+    Call call(op);
+    call.tensors[0].stride = SIZE_MAX / 2;
+    call.expect_refused({op.arguments[0].name, std::to_string(SIZE_MAX / 2), "address space"});
+}
+
+TEST_P(Errors, UnusableExecutor) {
+    Call call(op);
+    lowbit_executor executor{nullptr, 2, nullptr};
+    call.executor = &executor;
+    call.expect_refused({"executor", "no parallel_for"});
+    executor.parallel_for = [](void *, size_t, lowbit_task, void *) { FAIL() << "called"; };
+    executor.max_tasks = 0;
+    call.expect_refused({"executor", "max_tasks 0", "at least 1"});
+}
+
+// Matrices without elements need no data, and any one of M, N and K may be zero.
+TEST_P(Errors, EmptyMatricesPass) {
+    for (int zero = 1; zero < 8; zero++) {
+        Call call(op, zero & 1 ? 0 : 3, zero & 2 ? 0 : 4, zero & 4 ? 0 : 5);
+        for (lowbit_tensor &tensor : call.tensors)
+            if (tensor.rows == 0 || tensor.cols == 0)
+                tensor.data = nullptr;
+        EXPECT_EQ(call.run(), LOWBIT_OK) << lowbit_last_error();
+    }
+}
+
+TEST(ErrorsOf, Threshold) {
+    for (const char *name : {"int8_quantize", "int8_linear"})
+        for (float threshold : {-1.0f, -FLT_TRUE_MIN, NAN, -NAN, INFINITY, -INFINITY})
+            for (bool hostile : {false, true}) {
+                Call call(operator_named(name));
+                call.threshold = threshold;
+                const HostileEnvironment environment(hostile);
+                call.expect_refused({"threshold is ", "finite"});
+            }
+    for (float threshold : {0.0f, -0.0f, FLT_TRUE_MIN, FLT_MAX}) {
+        Call call(operator_named("int8_linear"));
+        call.threshold = threshold;
+        EXPECT_EQ(call.run(), LOWBIT_OK) << lowbit_last_error();
+    }
+}
+
+TEST(ErrorsOf, TooManyColumns) {
+    const std::pair<const char *, size_t> limits[] = {{"int8_matmul", LOWBIT_INT8_MATMUL_MAX_K},
+                                                      {"int8_linear", LOWBIT_INT8_LINEAR_MAX_K}};
+    for (const auto &[name, limit] : limits) {
+        Call(operator_named(name), 1, 1, limit + 1)
+            .expect_refused(
+                {"K = " + std::to_string(limit + 1), "at most " + std::to_string(limit)});
+        EXPECT_EQ(Call(operator_named(name), 1, 1, limit).run(), LOWBIT_OK) << lowbit_last_error();
+    }
+}
+
+TEST(ErrorsOf, Workspace) {
+    for (const char *name : {"int8_matmul", "int8_linear", "int8_linear_grad_input"}) {
+        const Operator &op = operator_named(name);
+        Call small(op), none(op), misaligned(op);
+        const std::string needed = "expected " + std::to_string(small.workspace_size);
+        small.workspace_size--;
+        small.expect_refused(
+            {"workspace has " + std::to_string(small.workspace_size) + " bytes", needed});
+        none.workspace = nullptr;
+        none.expect_refused({"workspace has 0 bytes", needed});
+        misaligned.workspace = (char *)misaligned.workspace + 32;
+        misaligned.expect_refused({"workspace", "aligned to 64 bytes"});
+    }
+}
+
+TEST(ErrorsOf, NullArgs) {
+    EXPECT_EQ(lowbit_int8_linear(nullptr, nullptr, nullptr, 0), LOWBIT_INVALID_ARGUMENT);
+    EXPECT_STREQ(lowbit_last_error(), "int8_linear: args is null");
+    EXPECT_EQ(lowbit_int8_linear_grad_input(nullptr, nullptr, nullptr, 0), LOWBIT_INVALID_ARGUMENT);
+    EXPECT_STREQ(lowbit_last_error(), "int8_linear_grad_input: args is null");
+}
+
+// Only the last of many rows does not fit, and the others may be done before it is met.
+TEST(ErrorsOf, ScaleBeyondFloat16) {
+    const Way three{"", 3, true, false};
+    const Executor executor(three);
+    for (const char *name : {"int8_quantize", "int8_quantize_offset"}) {
+        Call call(operator_named(name), 500, 4, 300);
+        for (size_t i = 2; i < call.tensors.size(); i++)
+            call.tensors[i].dtype = LOWBIT_FLOAT16;
+        float *last = (float *)call.tensors[0].data + 500 * 300 - 1;
+        const bool offset = call.tensors.size() == 4;
+        const float largest = offset ? 2 * 65504.0f : 65504.0f;
+        call.executor = executor;
+        for (float value :
+             {std::nextafter(largest, INFINITY), -std::nextafter(largest, INFINITY), FLT_MAX}) {
+            *last = value;
+            call.expect_refused({"absmax", "float16", "65504"});
+        }
+        *last = largest;
+        EXPECT_EQ(call.run(), LOWBIT_OK) << lowbit_last_error();
+    }
+}
+
+// The message is the thread's own, empty at first, and outlives calls that succeed.
+TEST(ErrorsOf, MessageBelongsToTheThread) {
+    Call broken(operator_named("int8_quantize"));
+    broken.arguments[0] = nullptr;
+    EXPECT_EQ(broken.run(), LOWBIT_INVALID_ARGUMENT);
+    const std::string message = lowbit_last_error();
+    std::thread([] {
+        EXPECT_STREQ(lowbit_last_error(), "");
+        Call other(operator_named("int8_matmul"));
+        other.arguments[2] = nullptr;
+        EXPECT_EQ(other.run(), LOWBIT_INVALID_ARGUMENT);
+        EXPECT_NE(std::string(lowbit_last_error()).find("int8_matmul: out is null"),
+                  std::string::npos);
+    }).join();
+    EXPECT_EQ(Call(operator_named("int8_quantize")).run(), LOWBIT_OK);
+    EXPECT_EQ(lowbit_last_error(), message);
+}
+
+// LOWBIT_CPU_ISA is read once in a process, so each word gets one of its own.
+class EnvironmentVariable : public testing::Test {
+  protected:
+    void SetUp() override { GTEST_FLAG_SET(death_test_style, "threadsafe"); }
+};
+
+TEST_F(EnvironmentVariable, UnknownWordFailsEveryOperator) {
+    EXPECT_EXIT(
+        {
+            setenv("LOWBIT_CPU_ISA", "avx3", 1);
+            EXPECT_EQ(lowbit_cpu_isa(), 0u);
+            EXPECT_EQ(lowbit_int8_linear_ukernel(1, 1), nullptr);
+            for (const Operator &op : operators)
+                Call(op).expect_refused({"LOWBIT_CPU_ISA", "\"avx3\"", "scalar, avx2"});
+            std::fprintf(stderr, "all refused\n");
+            std::exit(testing::Test::HasFailure());
+        },
+        testing::ExitedWithCode(0), "all refused");
+}
+
+TEST_F(EnvironmentVariable, CapsTheLevel) {
+    EXPECT_EXIT(
+        {
+            setenv("LOWBIT_CPU_ISA", "scalar", 1);
+            EXPECT_EQ(lowbit_cpu_isa(), (uint32_t)LOWBIT_ISA_SCALAR);
+            for (const Operator &op : operators)
+                EXPECT_EQ(Call(op).run(), LOWBIT_OK) << lowbit_last_error();
+            std::exit(testing::Test::HasFailure());
+        },
+        testing::ExitedWithCode(0), "");
+}
+
+} // namespace

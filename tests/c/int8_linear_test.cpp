@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: MIT
+// int8_linear equals the reference in bits: at every instruction set, with every executor, in any
+// floating-point environment, over sampled shapes, dtypes, values and outliers.
+
+#include "samples.h"
+
+#include <cfloat>
+#include <sstream>
+
+namespace {
+
+enum Outliers { none, columns, few, percent, many, all };
+const char *const outlier_names[] = {"none", "columns", "few", "percent", "many", "all"};
+
+void plant_outliers(Tensor &x, Random &random, Outliers kind) {
+    const bool specials = random.one_in(4); // in a few of the rows: they drown out the others
+    const size_t first_column = random.below(x->cols + 1), stride = random.size(97);
+    for (size_t row = 0; row < x->rows; row++)
+        for (size_t col = 0; col < x->cols; col++) {
+            const bool plant = kind == columns ? col % (stride + 40) == first_column % (stride + 40)
+                               : kind == few   ? random.one_in(x->cols)
+                               : kind == percent ? random.one_in(100)
+                               : kind == many    ? random.one_in(3)
+                                                 : kind == all;
+            if (!plant)
+                continue;
+            const float special[] = {INFINITY, -INFINITY, NAN, FLT_MAX, -FLT_MAX, 1e30f};
+            const float value = random.uniform(6, 60) * (random.one_in(2) ? 1 : -1);
+            x.set(row, col, specials && row % 5 == 3 ? random.pick(special) : value);
+        }
+}
+
+struct LinearCase {
+    size_t m, n, k;
+    lowbit_dtype x_dtype, scale_dtype, bias_dtype, y_dtype;
+    bool offset, bias;
+    float threshold;
+    Values values;
+    Outliers outliers;
+    size_t x_gap, y_gap;
+
+    static LinearCase random(Random &random, size_t m, size_t n, size_t k) {
+        const float thresholds[] = {0, 0, 6, 6, 6, 6, 1e-30f, FLT_TRUE_MIN, 2.5f, FLT_MAX};
+        const Outliers kinds[] = {none, columns, columns, few, percent, many, all};
+        return {m,
+                n,
+                k,
+                random.pick(float_dtypes),
+                random.pick(scale_dtypes),
+                random.pick(float_dtypes),
+                random.pick(float_dtypes),
+                random.one_in(2),
+                random.one_in(2),
+                random.pick(thresholds),
+                random.pick(value_kinds),
+                random.pick(kinds),
+                random.one_in(3) ? random.below(70) : 0,
+                random.one_in(3) ? random.below(70) : 0};
+    }
+
+    std::string text() const {
+        std::ostringstream out;
+        out << "M=" << m << " N=" << n << " K=" << k << " x=" << dtype_name(x_dtype)
+            << " absmax=" << dtype_name(scale_dtype) << (offset ? " offset" : "")
+            << " bias=" << (bias ? dtype_name(bias_dtype) : "null") << " y=" << dtype_name(y_dtype)
+            << " threshold=" << threshold << " values=" << value_names[values]
+            << " outliers=" << outlier_names[outliers] << " gaps=" << x_gap << "," << y_gap;
+        return out.str();
+    }
+};
+
+struct LinearData {
+    Tensor x, weight, absmax, offset, bias, y, expected;
+    lowbit_int8_linear_args args;
+
+    LinearData(const LinearCase &c, Random &random)
+        : x(c.x_dtype, c.m, c.k, c.x_gap), weight(LOWBIT_INT8, c.n, c.k),
+          absmax(Tensor::vector(c.scale_dtype, c.n)), offset(Tensor::vector(c.scale_dtype, c.n)),
+          bias(Tensor::vector(c.bias_dtype, c.n)), y(c.y_dtype, c.m, c.n, c.y_gap),
+          expected(c.y_dtype, c.m, c.n, c.y_gap),
+          args{x,           weight, absmax, or_null(c.offset, offset), or_null(c.bias, bias),
+               c.threshold, y} {
+        fill(x, random, c.values);
+        plant_outliers(x, random, c.outliers);
+        fill_codes(weight, random, -127);
+        fill_scales(absmax, offset, random, random.pick(value_kinds));
+        fill(bias, random, ordinary);
+        for (Tensor *input : {&x, &weight, &absmax, &offset, &bias})
+            input->make_read_only();
+        lowbit_int8_linear_args reference = args;
+        reference.y = expected;
+        reference_int8_linear(&reference);
+    }
+};
+
+lowbit_status run_linear(const lowbit_int8_linear_args &args, const Executor &executor) {
+    const Workspace workspace(lowbit_int8_linear_workspace_size(
+        args.x->rows, args.weight->rows, args.x->cols, executor.max_tasks()));
+    return lowbit_int8_linear(&args, executor, workspace.data(), workspace.size());
+}
+
+void check_linear(const LinearCase &c, Random &random) {
+    SCOPED_TRACE(c.text());
+    LinearData d(c, random);
+    expect_everywhere(
+        [&](const Executor &executor) {
+            d.y.clear();
+            return run_linear(d.args, executor);
+        },
+        [&] { EXPECT_TRUE(same_bits(d.expected, d.y)); });
+}
+
+TEST(Int8Linear, EveryNumberOfRows) {
+    Random random(1);
+    for (int pass = 0; pass < samples(5); pass++)
+        for (size_t m = 0; m <= 70 && !HasFailure(); m++) {
+            size_t n = random.size(2000), k = random.size(2000);
+            cut(m, n, k, 4000000);
+            check_linear(LinearCase::random(random, m, n, k), random);
+        }
+}
+
+// Enough work for every task that an executor offers.
+TEST(Int8Linear, ManyTasks) {
+    Random random(2);
+    for (int i = 0; i < samples(8) && !HasFailure(); i++) {
+        const size_t m = 40 + random.below(60);
+        LinearCase c =
+            LinearCase::random(random, m, 500 + random.below(300), 400 + random.below(400));
+        c.outliers = i % 2 ? columns : few;
+        check_linear(c, random);
+    }
+}
+
+// Rows of x are walked in blocks of 1024.
+TEST(Int8Linear, ManyRows) {
+    Random random(3);
+    for (size_t m : {1023, 1024, 1025, 1056, 1100, 2049}) {
+        if (HasFailure())
+            break;
+        LinearCase c = LinearCase::random(random, m, 1 + random.below(80), 1 + random.below(100));
+        c.values = ordinary;
+        check_linear(c, random);
+    }
+}
+
+// Outliers are summed in blocks of 1024 columns and multiplied in passes.
+TEST(Int8Linear, ManyColumns) {
+    Random random(4);
+    for (size_t k : {1023, 1024, 1025, 2047, 2048, 2049, 4095, 4096, 4097, 5000})
+        for (Outliers outliers : {none, columns, few, many, all}) {
+            if (HasFailure())
+                return;
+            LinearCase c =
+                LinearCase::random(random, 1 + random.below(20), 1 + random.below(70), k);
+            c.threshold = 6;
+            c.outliers = outliers;
+            check_linear(c, random);
+        }
+}
+
+// int32 holds the sum of the largest products up to K = LOWBIT_INT8_LINEAR_MAX_K.
+TEST(Int8Linear, LargestSums) {
+    Random random(5);
+    for (size_t m : {1, 2, 5, 9, 17, 33}) {
+        LinearCase c{m,
+                     3,
+                     LOWBIT_INT8_LINEAR_MAX_K,
+                     LOWBIT_FLOAT32,
+                     LOWBIT_FLOAT32,
+                     LOWBIT_FLOAT32,
+                     LOWBIT_FLOAT32,
+                     true,
+                     false,
+                     0,
+                     ordinary,
+                     none,
+                     0,
+                     0};
+        SCOPED_TRACE(c.text());
+        LinearData d(c, random);
+        Tensor x(LOWBIT_FLOAT32, m, c.k), weight(LOWBIT_INT8, c.n, c.k);
+        for (size_t k = 0; k < c.k; k++) {
+            for (size_t row = 0; row < m; row++)
+                x.set(row, k, row % 2 ? -1.0f : 1.0f);
+            for (size_t row = 0; row < c.n; row++)
+                weight.at<int8_t>(row, k) = row % 2 ? -127 : 127;
+        }
+        d.args.x = x;
+        d.args.weight = weight;
+        lowbit_int8_linear_args reference = d.args;
+        reference.y = d.expected;
+        reference_int8_linear(&reference);
+        expect_everywhere(
+            [&](const Executor &executor) {
+                d.y.clear();
+                return run_linear(d.args, executor);
+            },
+            [&] { EXPECT_TRUE(same_bits(d.expected, d.y)); });
+    }
+}
+
+// Rows in any company: alone, in slices and in another order they give the same bits. The kernels
+// differ with the number of rows, and outlier lists are shared by neighbours.
+TEST(Int8Linear, RowsDoNotDependOnEachOther) {
+    Random random(6);
+    for (int i = 0; i < samples(12) && !HasFailure(); i++) {
+        LinearCase c =
+            LinearCase::random(random, 61, 40 + random.below(60), 100 + random.below(1500));
+        c.threshold = 6;
+        c.outliers = i % 2 ? few : columns;
+        SCOPED_TRACE(c.text());
+        LinearData d(c, random);
+        Executor serial(ways[0]);
+        ASSERT_EQ(run_linear(d.args, serial), LOWBIT_OK);
+        ASSERT_TRUE(same_bits(d.expected, d.y));
+
+        d.y.clear();
+        for (size_t first = 0; first < c.m;) {
+            const size_t rows = std::min(random.size(20), c.m - first);
+            const lowbit_tensor x = d.x.slice(first, rows), y = d.y.slice(first, rows);
+            lowbit_int8_linear_args args = d.args;
+            args.x = &x;
+            args.y = &y;
+            ASSERT_EQ(run_linear(args, serial), LOWBIT_OK);
+            first += rows;
+        }
+        EXPECT_TRUE(same_bits(d.expected, d.y)) << "in slices";
+
+        Tensor x(c.x_dtype, c.m, c.k), y(c.y_dtype, c.m, c.n, c.y_gap);
+        std::vector<size_t> order(c.m);
+        for (size_t row = 0; row < c.m; row++) {
+            order[row] = row;
+            std::swap(order[row], order[random.below(row + 1)]);
+        }
+        const size_t x_row = c.k * dtype_size(c.x_dtype), y_row = c.n * dtype_size(c.y_dtype);
+        for (size_t row = 0; row < c.m; row++)
+            std::memcpy(x.slice(row, 1).data, d.x.slice(order[row], 1).data, x_row);
+        lowbit_int8_linear_args args = d.args;
+        args.x = x;
+        args.y = y;
+        ASSERT_EQ(run_linear(args, serial), LOWBIT_OK);
+        d.y.clear();
+        for (size_t row = 0; row < c.m; row++)
+            std::memcpy(d.y.slice(order[row], 1).data, y.slice(row, 1).data, y_row);
+        EXPECT_TRUE(same_bits(d.expected, d.y)) << "in another order";
+    }
+}
+
+TEST(Int8Linear, NothingToSum) {
+    Random random(7);
+    for (size_t m : {0, 1, 5, 20})
+        for (size_t n : {0, 1, 70})
+            for (size_t k : {0, 1}) {
+                LinearCase c = LinearCase::random(random, m, n, k);
+                check_linear(c, random);
+            }
+}
+
+TEST(Int8Linear, WorkspaceGrowsWithRowsAndTasksOnly) {
+    for (const char *level : isa_levels()) {
+        ASSERT_EQ(lowbit_cpu_isa_cap(level), LOWBIT_OK);
+        const auto size = lowbit_int8_linear_workspace_size;
+        EXPECT_EQ(size(64, 1000, 4096, 2), size(64, 100000, 4096, 2));
+        EXPECT_EQ(size(1024, 64, 4096, 2), size(100000, 64, 4096, 2));
+        EXPECT_LT(size(64, 64, 4096, 2), size(64, 64, 4096, 3));
+        // A code and an entry of the outlier list for each element, panels for each task.
+        EXPECT_LE(size(1024, 4096, 4096, 2), 1024 * 4096 * 8 + 2 * 2000000);
+        EXPECT_LE(size(1, 4096, 4096, 2), 2 * 1000000);
+    }
+    lowbit_cpu_isa_cap(nullptr);
+}
+
+// On the machine's own kernels, seven tasks are in fact used where there is work for them.
+TEST(Int8Linear, UsesTheTasks) {
+    Random random(8);
+    LinearData d({256, 1024, 512, LOWBIT_FLOAT32, LOWBIT_FLOAT32, LOWBIT_FLOAT32, LOWBIT_FLOAT32,
+                  false, false, 6, ordinary, columns, 0, 0},
+                 random);
+    const Way seven{"", 7, true, false};
+    Executor executor(seven);
+    ASSERT_EQ(run_linear(d.args, executor), LOWBIT_OK);
+    EXPECT_EQ(executor.most_tasks, 7u);
+}
+
+} // namespace

@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: MIT
+
+#include "reference.h"
+
+#include <fenv.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+// A 16-bit float: the widths of IEEE 754's formula, with the lowest exponent of a normal number.
+struct format {
+    int fraction_bits, min_exponent;
+    uint16_t infinity, nan;
+};
+
+static struct format format_of(lowbit_dtype dtype) {
+    const struct format binary16 = {10, -14, 0x7c00, 0x7e00}, bfloat16 = {7, -126, 0x7f80, 0x7fc0};
+    return dtype == LOWBIT_FLOAT16 ? binary16 : bfloat16;
+}
+
+float reference_from_half(lowbit_dtype dtype, uint16_t bits) {
+    const struct format f = format_of(dtype);
+    const int magnitude = bits & 0x7fff, sign = bits & 0x8000 ? -1 : 1;
+    const int exponent = magnitude >> f.fraction_bits, one = 1 << f.fraction_bits;
+    const int fraction = magnitude & (one - 1);
+    if (magnitude > f.infinity)
+        return NAN;
+    if (magnitude == f.infinity)
+        return sign * INFINITY;
+    if (exponent == 0)
+        return copysignf(ldexpf((float)fraction, f.min_exponent - f.fraction_bits), (float)sign);
+    return ldexpf((float)(sign * (one + fraction)),
+                  exponent - 1 + f.min_exponent - f.fraction_bits);
+}
+
+// round: rint for half to even, ceil for up (of a value that is not negative).
+static uint16_t to_half(lowbit_dtype dtype, float value, double (*round)(double)) {
+    const struct format f = format_of(dtype);
+    const uint16_t sign = signbit(value) ? 0x8000 : 0;
+    if (isnan(value))
+        return f.nan;
+    if (isinf(value))
+        return sign | f.infinity;
+    // value as a count of the steps between its neighbours. One more than the last count of an
+    // exponent is the first number of the next, in bits too.
+    int exponent = value == 0 ? f.min_exponent : ilogbf(value);
+    if (exponent < f.min_exponent)
+        exponent = f.min_exponent;
+    const int steps = (int)round(ldexp(fabs((double)value), f.fraction_bits - exponent));
+    const int bits = ((exponent - f.min_exponent) << f.fraction_bits) + steps;
+    return (uint16_t)(sign | (bits < f.infinity ? bits : f.infinity));
+}
+
+uint16_t reference_to_half(lowbit_dtype dtype, float value) {
+    return to_half(dtype, value, rint);
+}
+
+float reference_get(const lowbit_tensor *t, size_t row, size_t col) {
+    const size_t i = row * t->stride + col;
+    if (t->dtype == LOWBIT_FLOAT32)
+        return ((const float *)t->data)[i];
+    return reference_from_half(t->dtype, ((const uint16_t *)t->data)[i]);
+}
+
+void reference_set(const lowbit_tensor *t, size_t row, size_t col, float value) {
+    const size_t i = row * t->stride + col;
+    const uint32_t nan = 0x7fc00000;
+    if (t->dtype != LOWBIT_FLOAT32)
+        ((uint16_t *)t->data)[i] = reference_to_half(t->dtype, value);
+    else if (isnan(value))
+        memcpy((float *)t->data + i, &nan, sizeof nan);
+    else
+        ((float *)t->data)[i] = value;
+}
+
+static int8_t *codes(const lowbit_tensor *t, size_t row) {
+    return (int8_t *)t->data + row * t->stride;
+}
+
+static void *allocate(size_t count, size_t size) {
+    void *memory = calloc(count + 1, size);
+    if (!memory)
+        abort();
+    return memory;
+}
+
+// A row of a float tensor as fp32, for the caller to free.
+static float *copy_row(const lowbit_tensor *t, size_t row) {
+    float *copy = allocate(t->cols, sizeof *copy);
+    for (size_t k = 0; k < t->cols; k++)
+        copy[k] = reference_get(t, row, k);
+    return copy;
+}
+
+// Stores a scale that is not negative, rounded up to the tensor's dtype; returns what was stored.
+static float set_rounded_up(const lowbit_tensor *t, size_t row, float value) {
+    if (t->dtype == LOWBIT_FLOAT32)
+        reference_set(t, row, 0, value);
+    else
+        ((uint16_t *)t->data)[row] = to_half(t->dtype, value, ceil);
+    return reference_get(t, row, 0);
+}
+
+// a - b exactly, then rounded up. Volatile keeps the compiler from computing it before or after.
+static float difference_up(volatile float a, volatile float b) {
+    fesetround(FE_UPWARD);
+    volatile float difference = a - b;
+    fesetround(FE_TONEAREST);
+    return difference;
+}
+
+static float limit(float threshold) {
+    return threshold == 0 ? INFINITY : threshold;
+}
+
+static bool is_outlier(float x, float t) {
+    return !(fabsf(x) < t);
+}
+
+static float inverse(float absmax) {
+    return absmax >= 0x1p-118f ? 127 / absmax : 0;
+}
+
+static float clamp(float code) {
+    return fminf(fmaxf(code, -127), 127);
+}
+
+static float max_below(float t, const float *x, size_t k_size) {
+    float a = 0;
+    for (size_t k = 0; k < k_size; k++)
+        if (!is_outlier(x[k], t))
+            a = fmaxf(a, fabsf(x[k]));
+    return a;
+}
+
+bool reference_int8_quantize(const lowbit_tensor *x, float threshold, const lowbit_tensor *q,
+                             const lowbit_tensor *absmax) {
+    const float t = limit(threshold);
+    bool representable = true;
+    for (size_t m = 0; m < x->rows; m++) {
+        float *row = copy_row(x, m);
+        const float stored = set_rounded_up(absmax, m, max_below(t, row, x->cols));
+        const float inv = inverse(stored);
+        for (size_t k = 0; k < x->cols; k++)
+            codes(q, m)[k] = is_outlier(row[k], t) ? 0 : (int8_t)clamp(rintf(row[k] * inv));
+        representable = representable && isfinite(stored);
+        free(row);
+    }
+    return representable;
+}
+
+bool reference_int8_quantize_offset(const lowbit_tensor *weight, const lowbit_tensor *q,
+                                    const lowbit_tensor *absmax, const lowbit_tensor *offset) {
+    bool representable = true;
+    for (size_t n = 0; n < weight->rows; n++) {
+        float *w = copy_row(weight, n);
+        float max = -INFINITY, min = INFINITY;
+        for (size_t k = 0; k < weight->cols; k++)
+            if (isfinite(w[k])) {
+                max = fmaxf(max, w[k]);
+                min = fminf(min, w[k]);
+            }
+        // A zero of either sign counts as +0; a row without finite elements as all zero.
+        max = max == -INFINITY || max == 0 ? 0 : max;
+        min = min == INFINITY || min == 0 ? 0 : min;
+        reference_set(offset, n, 0, 0.5f * max + 0.5f * min);
+        const float o = reference_get(offset, n, 0);
+        const float a = fmaxf(difference_up(max, o), difference_up(o, min));
+        const float stored = set_rounded_up(absmax, n, a);
+        const float inv = inverse(stored);
+        for (size_t k = 0; k < weight->cols; k++)
+            codes(q, n)[k] = isfinite(w[k]) ? (int8_t)clamp(rintf((w[k] - o) * inv)) : 0;
+        representable = representable && isfinite(stored) && isfinite(o);
+        free(w);
+    }
+    return representable;
+}
+
+// w_k = offset ? fma(q_k, s, offset) : q_k * s
+static float dequantized(int8_t q, float s, bool with_offset, float offset) {
+    return with_offset ? fmaf(q, s, offset) : q * s;
+}
+
+void reference_int8_dequantize(const lowbit_tensor *q, const lowbit_tensor *absmax,
+                               const lowbit_tensor *offset, const lowbit_tensor *out) {
+    for (size_t m = 0; m < q->rows; m++) {
+        const float s = reference_get(absmax, m, 0) / 127;
+        const float o = offset ? reference_get(offset, m, 0) : 0;
+        for (size_t k = 0; k < q->cols; k++)
+            reference_set(out, m, k, dequantized(codes(q, m)[k], s, offset, o));
+    }
+}
+
+// Exact while it stays within int32.
+static int32_t dot(const int8_t *a, const int8_t *b, size_t k_size) {
+    int32_t acc = 0;
+    for (size_t k = 0; k < k_size; k++)
+        acc += a[k] * b[k];
+    return acc;
+}
+
+void reference_int8_matmul(const lowbit_tensor *a, const lowbit_tensor *b,
+                           const lowbit_tensor *out) {
+    for (size_t m = 0; m < a->rows; m++)
+        for (size_t n = 0; n < b->rows; n++)
+            ((int32_t *)out->data)[m * out->stride + n] = dot(codes(a, m), codes(b, n), a->cols);
+}
+
+void reference_int8_linear(const lowbit_int8_linear_args *args) {
+    const size_t k_size = args->x->cols;
+    const float t = limit(args->threshold);
+    int8_t *q = allocate(k_size, sizeof *q);
+    for (size_t m = 0; m < args->x->rows; m++) {
+        float *x = copy_row(args->x, m);
+        const float a = max_below(t, x, k_size), inv = inverse(a), r = a / 127;
+        int32_t xsum = 0;
+        for (size_t k = 0; k < k_size; k++) {
+            q[k] = is_outlier(x[k], t) ? 0 : (int8_t)rintf(x[k] * inv);
+            xsum += q[k];
+        }
+        for (size_t n = 0; n < args->weight->rows; n++) {
+            const int8_t *weight = codes(args->weight, n);
+            const int32_t acc = dot(q, weight, k_size);
+            const float s = reference_get(args->absmax, n, 0) / 127;
+            const float offset = args->offset ? reference_get(args->offset, n, 0) : 0;
+            const float main =
+                r * (args->offset ? fmaf(s, (float)acc, offset * (float)xsum) : s * (float)acc);
+            float o = 0;
+            for (size_t block = 0; block < k_size; block += 1024) {
+                float c = 0;
+                for (size_t k = block; k < k_size && k < block + 1024; k++)
+                    if (is_outlier(x[k], t))
+                        c = fmaf(x[k], dequantized(weight[k], s, args->offset, offset), c);
+                o += c;
+            }
+            float y = main + o;
+            if (args->bias)
+                y += reference_get(args->bias, n, 0);
+            reference_set(args->y, m, n, y);
+        }
+        free(x);
+    }
+    free(q);
+}
+
+void reference_int8_linear_grad_input(const lowbit_int8_linear_grad_input_args *args) {
+    const size_t n_size = args->weight->rows;
+    float *s = allocate(n_size, sizeof *s), *offset = allocate(n_size, sizeof *offset);
+    for (size_t n = 0; n < n_size; n++) {
+        s[n] = reference_get(args->absmax, n, 0) / 127;
+        offset[n] = args->offset ? reference_get(args->offset, n, 0) : 0;
+    }
+    for (size_t m = 0; m < args->grad_output->rows; m++) {
+        float *grad_output = copy_row(args->grad_output, m);
+        for (size_t k = 0; k < args->weight->cols; k++) {
+            float sum = 0;
+            for (size_t block = 0; block < n_size; block += 256) {
+                float c = 0;
+                for (size_t n = block; n < n_size && n < block + 256; n++) {
+                    const int8_t q = codes(args->weight, n)[k];
+                    c = fmaf(grad_output[n], dequantized(q, s[n], args->offset, offset[n]), c);
+                }
+                sum += c;
+            }
+            reference_set(args->grad_input, m, k, sum);
+        }
+        free(grad_output);
+    }
+    free(offset);
+    free(s);
+}

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: MIT
+// The int8 operators as plain loops over the text of ops/include/lowbit/*.h, one line there to one
+// line here: what the library's results must equal in bits. Shares no code with ops/ and kernels/.
+//
+// Arguments are valid and the floating-point environment is the default one.
+#ifndef LOWBIT_TESTS_REFERENCE_H
+#define LOWBIT_TESTS_REFERENCE_H
+
+#include "lowbit/int8_linear.h"
+#include "lowbit/int8_linear_grad_input.h"
+#include "lowbit/tensor.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// The number that 16 bits stand for, and the bits of the number nearest to value: ties to even, NaN
+// as the positive quiet one.
+float reference_from_half(lowbit_dtype dtype, uint16_t bits);
+uint16_t reference_to_half(lowbit_dtype dtype, float value);
+
+// Element (row, col) of a float tensor, as fp32.
+float reference_get(const lowbit_tensor *tensor, size_t row, size_t col);
+
+// Stores value in a float tensor, rounded as reference_to_half does.
+void reference_set(const lowbit_tensor *tensor, size_t row, size_t col, float value);
+
+// These two return false, with the outputs in no defined state, where a scale leaves its dtype's
+// range.
+bool reference_int8_quantize(const lowbit_tensor *x, float threshold, const lowbit_tensor *q,
+                             const lowbit_tensor *absmax);
+bool reference_int8_quantize_offset(const lowbit_tensor *weight, const lowbit_tensor *q,
+                                    const lowbit_tensor *absmax, const lowbit_tensor *offset);
+
+void reference_int8_dequantize(const lowbit_tensor *q, const lowbit_tensor *absmax,
+                               const lowbit_tensor *offset, const lowbit_tensor *out);
+
+void reference_int8_matmul(const lowbit_tensor *a, const lowbit_tensor *b,
+                           const lowbit_tensor *out);
+
+void reference_int8_linear(const lowbit_int8_linear_args *args);
+
+void reference_int8_linear_grad_input(const lowbit_int8_linear_grad_input_args *args);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
