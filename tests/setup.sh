@@ -44,7 +44,7 @@ install_lowbit() {
 }
 
 checksum_of_sources() {
-    find CMakeLists.txt LICENSE README.md pyproject.toml kernels ops shim torch_plugin -type f \
+    find CMakeLists.txt pyproject.toml kernels ops shim torch_plugin -type f \
         ! -path '*/__pycache__/*' -exec cksum {} + | LC_ALL=C sort | cksum
 }
 

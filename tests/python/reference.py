@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: MIT
+"""The specification of the int8 operators in numpy, written to be read beside the C headers.
+
+Every function works on float32 arrays, one rounding per operation, and returns the exact bits that
+the operators promise. fma is exact too: a float32 product is exact in float64, and the sum is
+rounded to odd there before it is rounded to float32, so that it is rounded only once in effect.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+F32 = np.float32
+_CHUNK = 1024
+_GRAD_CHUNK = 256
+_SMALLEST = F32(2.0**-118)
+
+
+def to_numpy(x: Tensor) -> np.ndarray:
+    return x.detach().float().numpy()
+
+
+def from_float32(values: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """Rounded half to even; NaN as the positive quiet NaN."""
+    result = torch.from_numpy(np.ascontiguousarray(values)).to(dtype)
+    nan = torch.full_like(result, torch.nan)
+    return torch.where(result.isnan(), nan, result)
+
+
+def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        product = a.astype(np.float64) * b.astype(np.float64)
+        total = product + c
+        # the exact error of the sum (Knuth's TwoSum)
+        back = total - product
+        error = (product - (total - back)) + (c - back)
+        inexact_even = (
+            np.isfinite(total) & (error != 0) & (total.view(np.int64) & 1 == 0) & ~np.isnan(error)
+        )
+        toward = np.where(error > 0, np.inf, -np.inf)
+        return np.where(inexact_even, np.nextafter(total, toward), total).astype(F32)
+
+
+def round_up(values: np.ndarray, dtype: torch.dtype) -> Tensor:
+    rounded = torch.from_numpy(values).to(dtype)
+    if dtype == torch.float16:
+        too_small = to_numpy(rounded) < values
+        rounded.view(torch.int16)[torch.from_numpy(too_small)] += 1  # the next larger one
+    return rounded
+
+
+def difference_up(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a - b rounded up: the error of the rounded difference is a float (Knuth's TwoSum)."""
+    d = a - b
+    b_used = a - d
+    error = (a - (d + b_used)) + (b_used - b)
+    return np.where(error > 0, np.nextafter(d, F32(np.inf)), d)
+
+
+def inverse(absmax: np.ndarray) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        return np.where(absmax >= _SMALLEST, F32(127) / absmax, F32(0)).astype(F32)
+
+
+def quantize(
+    x: Tensor, threshold: float = 0.0, absmax_dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    values = to_numpy(x)
+    t = F32(threshold) if threshold else F32(np.inf)
+    inlier = np.abs(values) < t
+    largest = np.where(inlier, np.abs(values), F32(0)).max(-1, initial=0).astype(F32)
+    absmax = round_up(largest, absmax_dtype)
+    with np.errstate(all="ignore"):
+        scaled = values * inverse(to_numpy(absmax))[..., None]
+    q = np.where(inlier, np.rint(np.where(inlier, scaled, 0)).clip(-127, 127), 0)
+    return torch.from_numpy(q.astype(np.int8)), absmax
+
+
+def quantize_offset(
+    weight: Tensor, absmax_dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor]:
+    values = to_numpy(weight)
+    finite = np.isfinite(values)
+    some = finite.any(-1)
+    highest = np.where(some, np.where(finite, values, -np.inf).max(-1), 0).astype(F32)
+    lowest = np.where(some, np.where(finite, values, np.inf).min(-1), 0).astype(F32)
+    middle = F32(0.5) * highest + F32(0.5) * lowest + F32(0)  # a row of -0 has offset +0
+    offset = torch.from_numpy(middle).to(absmax_dtype)
+    center = to_numpy(offset)
+    absmax = round_up(
+        np.maximum(difference_up(highest, center), difference_up(center, lowest)), absmax_dtype
+    )
+    with np.errstate(all="ignore"):
+        scaled = (values - center[..., None]) * inverse(to_numpy(absmax))[..., None]
+    q = np.where(finite, np.rint(np.where(finite, scaled, 0)).clip(-127, 127), 0)
+    return torch.from_numpy(q.astype(np.int8)), absmax, offset
+
+
+def weights(q: Tensor, absmax: Tensor, offset: Tensor | None) -> np.ndarray:
+    codes = q.numpy().astype(F32)
+    s = (to_numpy(absmax) / F32(127))[..., None]
+    if offset is None:
+        return codes * s
+    return fma(codes, s, to_numpy(offset)[..., None])
+
+
+def dequantize(
+    q: Tensor, absmax: Tensor, offset: Tensor | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    return from_float32(weights(q, absmax, offset), dtype)
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    absmax: Tensor,
+    offset: Tensor | None = None,
+    bias: Tensor | None = None,
+    threshold: float = 0.0,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    rows = to_numpy(x).reshape(-1, x.shape[-1])
+    n, _ = weight.shape
+    w = weights(weight, absmax, offset)
+    s = to_numpy(absmax) / F32(127)
+    t = F32(threshold) if threshold else F32(np.inf)
+    q, a = (part.numpy() for part in quantize(torch.from_numpy(rows), threshold))
+    acc = (q.astype(np.int64) @ weight.numpy().astype(np.int64).T).astype(F32)
+    xsum = q.astype(np.int64).sum(-1, keepdims=True).astype(F32)
+    y = np.empty((len(rows), n), F32)
+    with np.errstate(all="ignore"):
+        r = (a / F32(127))[:, None]
+        if offset is None:
+            main = r * (s * acc)
+        else:
+            main = r * fma(np.broadcast_to(s, acc.shape), acc, to_numpy(offset) * xsum)
+        for m, row in enumerate(rows):
+            o = np.zeros(n, F32)
+            outliers = np.flatnonzero(~(np.abs(row) < t))
+            for chunk in np.unique(outliers // _CHUNK):
+                c = np.zeros(n, F32)
+                for k in outliers[outliers // _CHUNK == chunk]:
+                    c = fma(np.full(n, row[k]), w[:, k], c)
+                o = o + c
+            y[m] = main[m] + o
+        if bias is not None:
+            y = y + to_numpy(bias)
+    return from_float32(y, out_dtype or x.dtype).reshape(*x.shape[:-1], n)
+
+
+def grad_input(
+    grad_output: Tensor, weight: Tensor, absmax: Tensor, offset: Tensor | None = None
+) -> Tensor:
+    rows = to_numpy(grad_output).reshape(-1, grad_output.shape[-1])
+    n, k = weight.shape
+    w = weights(weight, absmax, offset)
+    total = np.zeros((len(rows), k), F32)
+    with np.errstate(all="ignore"):
+        for begin in range(0, n, _GRAD_CHUNK):
+            c = np.zeros((len(rows), k), F32)
+            for j in range(begin, min(n, begin + _GRAD_CHUNK)):
+                c = fma(np.broadcast_to(rows[:, j, None], c.shape), w[None, j], c)
+            total = total + c
+    return from_float32(total, grad_output.dtype).reshape(*grad_output.shape[:-1], k)
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    integers = {4: torch.int32, 2: torch.int16, 1: torch.int8}[a.element_size()]
+    return torch.equal(a.contiguous().view(integers), b.contiguous().view(integers))

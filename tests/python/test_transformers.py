@@ -1,0 +1,518 @@
+# SPDX-License-Identifier: MIT
+"""The plug-in for transformers: loading, saving, and the traps in between."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import reference
+import torch
+from reference import same_bits
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+transformers = pytest.importorskip("transformers")
+
+import lowbit  # noqa: E402
+from lowbit.integrations.transformers import LowbitConfig  # noqa: E402
+from lowbit.nn import Int8Linear  # noqa: E402
+from tiny_models import run  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
+from transformers.pytorch_utils import Conv1D  # noqa: E402
+
+AUTO = {
+    "bert": AutoModel,
+    "bert_classifier": AutoModelForSequenceClassification,
+    "llama": AutoModelForCausalLM,
+    "llama_tied": AutoModelForCausalLM,
+    "gpt2": AutoModelForCausalLM,
+}
+PER_MODEL = {"bert": 13, "bert_classifier": 13, "llama": 21, "llama_tied": 21, "gpt2": 8}
+OPTIONS = [{}, {"offset": True, "absmax_dtype": "float16", "threshold": 3.0}]
+
+
+def load(checkpoints: dict[str, str], name: str, **options: object) -> PreTrainedModel:
+    loading = {key: options.pop(key) for key in ("dtype",) if key in options}
+    config = LowbitConfig(bits=8, **options)
+    return AUTO[name].from_pretrained(checkpoints[name], quantization_config=config, **loading)
+
+
+def quantized(model: nn.Module) -> dict[str, Int8Linear]:
+    return {name: m for name, m in model.named_modules() if isinstance(m, Int8Linear)}
+
+
+def same_state(a: nn.Module, b: nn.Module) -> bool:
+    mine, other = a.state_dict(), b.state_dict()
+    return mine.keys() == other.keys() and all(same_bits(mine[key], other[key]) for key in mine)
+
+
+# Loading
+
+
+@pytest.mark.parametrize("name", AUTO)
+@pytest.mark.parametrize("options", OPTIONS)
+def test_fresh_quantization(
+    checkpoints: dict[str, str], name: str, options: dict[str, object]
+) -> None:
+    original = AUTO[name].from_pretrained(checkpoints[name])
+    model = load(checkpoints, name, **options)
+    layers = quantized(model)
+    assert len(layers) == PER_MODEL[name]
+    specification = reference.quantize_offset if options else reference.quantize
+    dtype = getattr(torch, options.get("absmax_dtype", "float32"))
+    for path, layer in layers.items():
+        float_layer = original.get_submodule(path)
+        weight = float_layer.weight.detach()
+        weight = weight.t() if isinstance(float_layer, Conv1D) else weight
+        expected = specification(weight, absmax_dtype=dtype)
+        stored = [layer.weight, layer.absmax, layer.offset][: len(expected)]
+        assert all(same_bits(a, b) for a, b in zip(stored, expected, strict=True))
+        assert layer.threshold == options.get("threshold", 6.0)
+        assert not any(p.requires_grad for p in layer.parameters())
+    a, b = run(original), run(model)
+    assert torch.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.99
+
+
+def test_the_same_as_quantize_in_place(checkpoints: dict[str, str]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(checkpoints["gpt2"])
+    report = lowbit.quantize_(model)
+    assert report.skipped == {"lm_head": "its weight is tied to another module"}
+    assert same_bits(run(model), run(load(checkpoints, "gpt2")))
+
+
+@pytest.mark.parametrize("name", AUTO)
+def test_heads_and_tied_weights_stay_float(checkpoints: dict[str, str], name: str) -> None:
+    model = load(checkpoints, name)
+    head = {"bert": None, "bert_classifier": "classifier"}.get(name, "lm_head")
+    if head:
+        assert type(model.get_submodule(head)) is nn.Linear
+    if name in ("llama_tied", "gpt2"):
+        assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_dtype_is_that_of_the_rest_of_the_model(
+    checkpoints: dict[str, str], dtype: torch.dtype
+) -> None:
+    model = load(checkpoints, "bert", dtype=dtype)
+    layer = model.encoder.layer[0].attention.self.query
+    assert model.dtype == layer.bias.dtype == dtype
+    assert layer.weight.dtype == torch.int8
+    assert layer.absmax.dtype == torch.float32
+    assert run(model).dtype == dtype
+
+
+def test_casting_a_model_leaves_codes_and_scales(checkpoints: dict[str, str]) -> None:
+    model = load(checkpoints, "bert")
+    before = {name: layer.state_dict() for name, layer in quantized(model).items()}
+    before = {n: {k: v.clone() for k, v in state.items()} for n, state in before.items()}
+    model.to(torch.bfloat16)
+    for name, layer in quantized(model).items():
+        assert same_bits(layer.weight, before[name]["weight"])
+        assert same_bits(layer.absmax, before[name]["absmax"])
+        assert layer.bias.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="half"):
+        model.half()
+
+
+def test_compute_dtype(checkpoints: dict[str, str]) -> None:
+    model = load(checkpoints, "bert", compute_dtype=torch.bfloat16)
+    assert {layer.compute_dtype for layer in quantized(model).values()} == {torch.bfloat16}
+    assert run(model).dtype == torch.float32
+
+
+# Saving and loading again
+
+
+@pytest.mark.parametrize("name", AUTO)
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("shard", [None, "40KB"])
+def test_round_trip_to_the_same_bits(
+    checkpoints: dict[str, str],
+    name: str,
+    options: dict[str, object],
+    shard: str | None,
+    tmp_path: Path,
+) -> None:
+    model = load(checkpoints, name, **options)
+    model.save_pretrained(tmp_path, **({"max_shard_size": shard} if shard else {}))
+    files = list(tmp_path.glob("*.safetensors"))
+    assert (len(files) > 2) == (shard is not None)
+    again = AUTO[name].from_pretrained(tmp_path)
+    assert same_state(model, again)
+    assert same_bits(run(model), run(again))
+    assert not any(p.requires_grad for m in quantized(again).values() for p in m.parameters())
+    assert again.config.quantization_config.to_dict() == (
+        model.config.quantization_config.to_dict()
+    )
+    again.save_pretrained(tmp_path / "twice")
+    assert same_state(AUTO[name].from_pretrained(tmp_path / "twice"), model)
+
+
+def test_a_checkpoint_is_as_small_as_its_layers(
+    checkpoints: dict[str, str], tmp_path: Path
+) -> None:
+    model = load(checkpoints, "bert")
+    for layer in quantized(model).values():
+        n, k = layer.weight.shape
+        assert sum(p.nbytes for p in layer.parameters()) == n * k + 4 * n + 4 * n
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert sum(t.nbytes for t in tensors.values()) == sum(p.nbytes for p in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "auto"])
+def test_reload_in_another_dtype_keeps_codes_and_scales(
+    checkpoints: dict[str, str], dtype: torch.dtype | str, tmp_path: Path
+) -> None:
+    model = load(checkpoints, "llama")
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
+    for name, layer in quantized(again).items():
+        assert same_bits(layer.weight, model.get_submodule(name).weight)
+        assert same_bits(layer.absmax, model.get_submodule(name).absmax)
+
+
+@pytest.mark.parametrize("first", ["lowbit", "transformers"])
+def test_import_lowbit_is_enough(checkpoints: dict[str, str], first: str, tmp_path: Path) -> None:
+    load(checkpoints, "bert").save_pretrained(tmp_path)
+    second = "transformers" if first == "lowbit" else "lowbit"
+    code = f"""
+import sys, {first}
+assert {first!r} == "transformers" or "transformers" not in sys.modules
+import {second}
+from transformers import AutoModel
+model = AutoModel.from_pretrained({str(tmp_path)!r})
+print(type(model.pooler.dense).__name__)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["Int8Linear"]
+
+
+def test_a_base_model_and_one_with_a_head_read_each_other(
+    checkpoints: dict[str, str], tmp_path: Path
+) -> None:
+    """Names in skip_modules are those of the model that was quantized; the other one's have a
+    prefix more or less."""
+    skip = ["encoder.layer.0.output"]
+    load(checkpoints, "bert", skip_modules=skip).save_pretrained(tmp_path / "base")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=5)
+    assert type(model.bert.encoder.layer[0].output.dense) is nn.Linear
+    assert type(model.bert.encoder.layer[1].output.dense) is Int8Linear
+    assert model.classifier.weight.isfinite().all()
+    skip = ["bert.encoder.layer.0.output"]
+    load(checkpoints, "bert_classifier", skip_modules=skip).save_pretrained(tmp_path / "head")
+    model = AutoModel.from_pretrained(tmp_path / "head")
+    assert type(model.encoder.layer[0].output.dense) is nn.Linear
+    assert type(model.encoder.layer[1].output.dense) is Int8Linear
+
+
+# Fresh heads and layers that the checkpoint lacks
+
+
+@pytest.mark.parametrize("pre_quantized", [False, True])
+def test_a_fresh_classifier_head_is_float_and_initialised(
+    checkpoints: dict[str, str], pre_quantized: bool, tmp_path: Path
+) -> None:
+    path, options = checkpoints["bert"], {"quantization_config": LowbitConfig()}
+    if pre_quantized:
+        load(checkpoints, "bert").save_pretrained(tmp_path)
+        path, options = tmp_path, {}
+    model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=5, **options)
+    assert type(model.classifier) is nn.Linear
+    assert 0.01 < model.classifier.weight.std() < 0.04
+    assert torch.equal(model.classifier.bias, torch.zeros(5))
+    assert len(quantized(model)) == PER_MODEL["bert"]
+    assert run(model).isfinite().all()
+
+
+@pytest.mark.parametrize("pre_quantized", [False, True])
+def test_a_layer_missing_from_the_checkpoint_is_initialised_and_quantized(
+    checkpoints: dict[str, str], pre_quantized: bool, tmp_path: Path
+) -> None:
+    """A model saved without its pooler, as masked language models are."""
+    model = AutoModel.from_pretrained(checkpoints["bert"], add_pooling_layer=False)
+    if pre_quantized:
+        model = AutoModel.from_pretrained(
+            checkpoints["bert"], add_pooling_layer=False, quantization_config=LowbitConfig()
+        )
+    model.save_pretrained(tmp_path)
+    options = {} if pre_quantized else {"quantization_config": LowbitConfig()}
+    model = AutoModel.from_pretrained(tmp_path, **options)
+    assert type(model.pooler.dense) is Int8Linear
+    assert 0.01 < model.pooler.dense.dequantize().std() < 0.04
+    assert not any(p.requires_grad for p in model.pooler.dense.parameters())
+    assert run(model).isfinite().all()
+
+
+# What is left float
+
+
+def test_skip_modules_add_to_the_defaults(checkpoints: dict[str, str]) -> None:
+    model = load(checkpoints, "llama_tied", skip_modules=["up_proj", r"model.layers.\d.self_attn"])
+    names = {name.rpartition(".")[2] for name in quantized(model)}
+    assert names == {"gate_proj", "down_proj"}
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+def test_unknown_skip_modules_are_refused(checkpoints: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="skip_modules names upp_proj, but LlamaForCausalLM"):
+        load(checkpoints, "llama", skip_modules=["up_proj", "upp_proj"])
+
+
+def test_fused_experts_stay_float_with_a_warning(checkpoints: dict[str, str]) -> None:
+    with pytest.warns(UserWarning, match="fused expert weights of 2 modules float"):
+        model = AutoModelForCausalLM.from_pretrained(
+            checkpoints["mixtral"], quantization_config=LowbitConfig()
+        )
+    assert model.model.layers[0].mlp.experts.gate_up_proj.is_floating_point()
+    assert isinstance(model.model.layers[0].self_attn.q_proj, Int8Linear)
+    original = AutoModelForCausalLM.from_pretrained(checkpoints["mixtral"])
+    cosine = torch.cosine_similarity(run(original).flatten(), run(model).flatten(), dim=0)
+    assert cosine > 0.99
+
+
+# Bad checkpoints
+
+
+def spoil(folder: Path, key: str, change: object) -> None:
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    value = change(tensors.pop(key))
+    if value is not None:
+        tensors[key] = value
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def first(value: float) -> object:
+    def change(t: Tensor) -> Tensor:
+        t = t.clone()
+        t.view(-1)[0] = value
+        return t
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("leaf", "change", "message"),
+    [
+        ("weight", first(-128), "weight holds -128"),
+        ("weight", lambda t: t.float(), "weight has dtype torch.float32, expected torch.int8"),
+        ("weight", lambda t: None, "lacks weight of layers.1.mlp.up_proj"),
+        ("weight", lambda t: t[:, :63].contiguous(), "mismatch|size"),
+        ("absmax", first(-1.0), "absmax holds -1"),
+        ("absmax", first(float("nan")), "absmax holds NaN"),
+        ("absmax", lambda t: None, "lacks absmax of layers.1.mlp.up_proj"),
+        ("absmax", lambda t: t[:5].contiguous(), "mismatch|size"),
+    ],
+)
+def test_a_bad_checkpoint_is_refused(
+    checkpoints: dict[str, str], leaf: str, change: object, message: str, tmp_path: Path
+) -> None:
+    load(checkpoints, "llama").save_pretrained(tmp_path)
+    spoil(tmp_path, f"model.layers.1.mlp.up_proj.{leaf}", change)
+    with pytest.raises((ValueError, RuntimeError), match=f"(?i){message}"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_a_float_weight_of_another_size_is_refused(
+    checkpoints: dict[str, str], tmp_path: Path
+) -> None:
+    AutoModelForCausalLM.from_pretrained(checkpoints["llama"]).save_pretrained(tmp_path)
+    spoil(tmp_path, "model.layers.1.mlp.up_proj.weight", lambda t: t[:, :60].contiguous())
+    with pytest.raises(ValueError, match=r"up_proj.weight has shape \[128, 60\], expected"):
+        AutoModelForCausalLM.from_pretrained(
+            tmp_path, quantization_config=LowbitConfig(), ignore_mismatched_sizes=True
+        )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_float_weight_that_is_not_finite_is_refused(
+    checkpoints: dict[str, str], value: float, tmp_path: Path
+) -> None:
+    AutoModelForCausalLM.from_pretrained(checkpoints["llama"]).save_pretrained(tmp_path)
+    spoil(tmp_path, "model.layers.1.mlp.up_proj.weight", first(value))
+    with pytest.raises(ValueError, match=r"layers.1.mlp.up_proj.weight holds NaN or infinity"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=LowbitConfig())
+
+
+def test_a_stale_single_file_beside_shards_is_refused(
+    checkpoints: dict[str, str], tmp_path: Path
+) -> None:
+    """transformers leaves it there when it saves shards, and prefers it when it loads."""
+    AutoModelForCausalLM.from_pretrained(checkpoints["llama"]).save_pretrained(tmp_path)
+    model = load(checkpoints, "llama")
+    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert (tmp_path / "model.safetensors").exists()
+    with pytest.raises(
+        ValueError, match=r"holds both model.safetensors and model.safetensors.index"
+    ):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    assert same_state(AutoModelForCausalLM.from_pretrained(tmp_path), model)
+
+
+def test_a_quantized_checkpoint_is_not_quantized_again(
+    checkpoints: dict[str, str], tmp_path: Path
+) -> None:
+    model = load(checkpoints, "llama")
+    model.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="already has a `quantization_config`"):
+        again = AutoModelForCausalLM.from_pretrained(
+            tmp_path, quantization_config=LowbitConfig(threshold=1.0)
+        )
+    assert same_state(model, again)
+    assert {layer.threshold for layer in quantized(again).values()} == {6.0}
+    with pytest.raises(ValueError, match="already quantized by lowbit"):
+        lowbit.quantize_(model)
+    with pytest.raises(ValueError, match="LowbitConfig"):
+        AutoModelForCausalLM.from_pretrained(
+            tmp_path, quantization_config=transformers.BitsAndBytesConfig(load_in_8bit=True)
+        )
+
+
+# The configuration
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"bits": 4}, ValueError, "bits is 4, expected 8"),
+        ({"threshold": -1.0}, ValueError, "threshold is -1"),
+        ({"absmax_dtype": "bfloat16"}, ValueError, "absmax_dtype is torch.bfloat16"),
+        ({"absmax_dtype": "int8"}, ValueError, "dtype is int8"),
+        ({"compute_dtype": torch.float64}, ValueError, "dtype is torch.float64"),
+        ({"skip_modules": "lm_head"}, TypeError, "expected a list"),
+        ({"quant_method": "gptq"}, ValueError, "quant_method is gptq"),
+        ({"treshold": 6.0}, TypeError, "treshold"),
+        ({"load_in_8bit": True}, TypeError, "load_in_8bit"),
+    ],
+)
+def test_bad_configurations_are_refused(
+    options: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        LowbitConfig(**options)
+
+
+def test_an_unknown_key_in_a_checkpoint_is_refused(
+    checkpoints: dict[str, str], tmp_path: Path
+) -> None:
+    load(checkpoints, "llama").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"]["codebook"] = "nf4"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(TypeError, match="codebook"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_the_saved_configuration_is_plain(checkpoints: dict[str, str], tmp_path: Path) -> None:
+    load(checkpoints, "llama", compute_dtype=torch.bfloat16).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert saved == {
+        "quant_method": "lowbit",
+        "bits": 8,
+        "threshold": 6.0,
+        "offset": False,
+        "absmax_dtype": "float32",
+        "compute_dtype": "bfloat16",
+        "skip_modules": None,
+    }
+
+
+# Back to float
+
+
+@pytest.mark.parametrize("name", AUTO)
+@pytest.mark.parametrize("saved_first", [False, True])
+def test_dequantize(
+    checkpoints: dict[str, str], name: str, saved_first: bool, tmp_path: Path
+) -> None:
+    original = AUTO[name].from_pretrained(checkpoints[name])
+    model = load(checkpoints, name, threshold=0.0)
+    if saved_first:  # saving turns the dtype in the configuration into a string
+        model.save_pretrained(tmp_path / "int8")
+        if name == "gpt2":
+            model = AutoModelForCausalLM.from_pretrained(tmp_path / "int8")
+    weights = {n: layer.dequantize() for n, layer in quantized(model).items()}
+    model = model.dequantize()
+    kinds = {n: type(m) for n, m in original.named_modules()}
+    assert {n: type(m) for n, m in model.named_modules()} == kinds
+    for n, weight in weights.items():
+        layer = model.get_submodule(n)
+        assert same_bits(layer.weight.t() if isinstance(layer, Conv1D) else layer.weight, weight)
+    assert not model.is_quantized
+    assert not model.config._is_quantized
+    model.save_pretrained(tmp_path / "float")
+    again = AUTO[name].from_pretrained(tmp_path / "float")
+    assert {n: type(m) for n, m in again.named_modules()} == kinds
+    assert same_bits(run(again), run(model))
+    cosine = torch.cosine_similarity(run(model).flatten(), run(original).flatten(), dim=0)
+    assert cosine > 0.999
+
+
+def test_dequantize_to_a_dtype(checkpoints: dict[str, str]) -> None:
+    model = load(checkpoints, "llama").dequantize(torch.bfloat16)
+    assert model.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+
+
+# Use
+
+
+def test_generation_is_deterministic_and_batch_invariant(checkpoints: dict[str, str]) -> None:
+    model = load(checkpoints, "llama")
+    ids = torch.randint(0, 256, (3, 7))
+    together = model.generate(ids, max_new_tokens=8, do_sample=False)
+    alone = model.generate(ids[1:2], max_new_tokens=8, do_sample=False)
+    assert torch.equal(together[1:2], alone)
+
+
+PEAK = """
+import sys, torch, lowbit
+from pathlib import Path
+from transformers import AutoModelForCausalLM
+from lowbit.integrations.transformers import LowbitConfig
+from safetensors import safe_open
+
+def status(key):
+    return int(Path("/proc/self/status").read_text().split(key)[1].split()[0]) * 1024
+
+config = LowbitConfig()
+options = {"quantization_config": config, "dtype": torch.bfloat16}
+AutoModelForCausalLM.from_pretrained(sys.argv[1], **options)
+Path("/proc/self/clear_refs").write_text("5")
+anonymous, everything = status("RssAnon:"), status("VmRSS:")
+model = AutoModelForCausalLM.from_pretrained(sys.argv[2], **options)
+print(model.get_memory_footprint(), status("RssAnon:") - anonymous, status("VmHWM:") - everything)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_while_loading(checkpoints: dict[str, str], tmp_path: Path) -> None:
+    """Neither float copies of the weights nor the holes they leave in the heap. The file is read
+    through a memory map, which counts as resident and is taken off."""
+    config = transformers.LlamaConfig(
+        hidden_size=512,
+        intermediate_size=1400,
+        num_hidden_layers=16,
+        num_attention_heads=8,
+        vocab_size=256,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    result = subprocess.run(
+        [sys.executable, "-c", PEAK, checkpoints["llama"], str(tmp_path)],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    footprint, kept, peak = map(int, result.stdout.split())
+    assert kept < 1.15 * footprint
+    assert peak - (tmp_path / "model.safetensors").stat().st_size < 1.5 * footprint

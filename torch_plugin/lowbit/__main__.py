@@ -1,0 +1,4 @@
+# SPDX-License-Identifier: MIT
+from lowbit.cli import main
+
+main()
