@@ -35,7 +35,7 @@ struct LinearCase {
     lowbit_dtype x_dtype, scale_dtype, bias_dtype, y_dtype;
     bool offset, bias;
     float threshold;
-    Values values;
+    Values values, scales;
     Outliers outliers;
     size_t x_gap, y_gap;
 
@@ -53,6 +53,7 @@ struct LinearCase {
                 random.one_in(2),
                 random.pick(thresholds),
                 random.pick(value_kinds),
+                random.pick(value_kinds),
                 random.pick(kinds),
                 random.one_in(3) ? random.below(70) : 0,
                 random.one_in(3) ? random.below(70) : 0};
@@ -64,7 +65,8 @@ struct LinearCase {
             << " absmax=" << dtype_name(scale_dtype) << (offset ? " offset" : "")
             << " bias=" << (bias ? dtype_name(bias_dtype) : "null") << " y=" << dtype_name(y_dtype)
             << " threshold=" << threshold << " values=" << value_names[values]
-            << " outliers=" << outlier_names[outliers] << " gaps=" << x_gap << "," << y_gap;
+            << " scales=" << value_names[scales] << " outliers=" << outlier_names[outliers]
+            << " gaps=" << x_gap << "," << y_gap;
         return out.str();
     }
 };
@@ -83,7 +85,7 @@ struct LinearData {
         fill(x, random, c.values);
         plant_outliers(x, random, c.outliers);
         fill_codes(weight, random, -127);
-        fill_scales(absmax, offset, random, random.pick(value_kinds));
+        fill_scales(absmax, offset, random, c.scales);
         fill(bias, random, ordinary);
         for (Tensor *input : {&x, &weight, &absmax, &offset, &bias})
             input->make_read_only();
@@ -162,41 +164,26 @@ TEST(Int8Linear, ManyColumns) {
 // int32 holds the sum of the largest products up to K = LOWBIT_INT8_LINEAR_MAX_K.
 TEST(Int8Linear, LargestSums) {
     Random random(5);
+    const size_t n = 3, k = LOWBIT_INT8_LINEAR_MAX_K;
+    Tensor weight(LOWBIT_INT8, n, k);
+    Tensor absmax = Tensor::vector(LOWBIT_FLOAT32, n), offset = Tensor::vector(LOWBIT_FLOAT32, n);
+    fill_scales(absmax, offset, random, ordinary);
+    for (size_t row = 0; row < n; row++)
+        std::memset(&weight.at<int8_t>(row, 0), row % 2 ? -127 : 127, k);
     for (size_t m : {1, 2, 5, 9, 17, 33}) {
-        LinearCase c{m,
-                     3,
-                     LOWBIT_INT8_LINEAR_MAX_K,
-                     LOWBIT_FLOAT32,
-                     LOWBIT_FLOAT32,
-                     LOWBIT_FLOAT32,
-                     LOWBIT_FLOAT32,
-                     true,
-                     false,
-                     0,
-                     ordinary,
-                     none,
-                     0,
-                     0};
-        SCOPED_TRACE(c.text());
-        LinearData d(c, random);
-        Tensor x(LOWBIT_FLOAT32, m, c.k), weight(LOWBIT_INT8, c.n, c.k);
-        for (size_t k = 0; k < c.k; k++) {
-            for (size_t row = 0; row < m; row++)
-                x.set(row, k, row % 2 ? -1.0f : 1.0f);
-            for (size_t row = 0; row < c.n; row++)
-                weight.at<int8_t>(row, k) = row % 2 ? -127 : 127;
-        }
-        d.args.x = x;
-        d.args.weight = weight;
-        lowbit_int8_linear_args reference = d.args;
-        reference.y = d.expected;
-        reference_int8_linear(&reference);
+        Tensor x(LOWBIT_FLOAT32, m, k), y(LOWBIT_FLOAT32, m, n), expected(LOWBIT_FLOAT32, m, n);
+        for (size_t row = 0; row < m; row++)
+            for (size_t col = 0; col < k; col++)
+                x.set(row, col, row % 2 ? -1.0f : 1.0f);
+        lowbit_int8_linear_args args{x, weight, absmax, offset, nullptr, 0, expected};
+        reference_int8_linear(&args);
+        args.y = y;
         expect_everywhere(
             [&](const Executor &executor) {
-                d.y.clear();
-                return run_linear(d.args, executor);
+                y.clear();
+                return run_linear(args, executor);
             },
-            [&] { EXPECT_TRUE(same_bits(d.expected, d.y)); });
+            [&] { EXPECT_TRUE(same_bits(expected, y)); });
     }
 }
 
@@ -247,6 +234,22 @@ TEST(Int8Linear, RowsDoNotDependOnEachOther) {
     }
 }
 
+// Dequantized weights that are infinite, in columns where some rows of x have an outlier and their
+// neighbours none: infinity times an outlier, and no zero times infinity.
+TEST(Int8Linear, WeightsThatOverflow) {
+    Random random(9);
+    for (int i = 0; i < samples(40) && !HasFailure(); i++) {
+        LinearCase c =
+            LinearCase::random(random, random.size(40), random.size(70), random.size(300));
+        c.threshold = 6;
+        c.values = ordinary;
+        c.scales = huge;
+        c.outliers = i % 2 ? few : percent;
+        c.scale_dtype = i % 8 ? LOWBIT_FLOAT32 : LOWBIT_FLOAT16; // in float16 these are infinite
+        check_linear(c, random);
+    }
+}
+
 TEST(Int8Linear, NothingToSum) {
     Random random(7);
     for (size_t m : {0, 1, 5, 20})
@@ -271,12 +274,12 @@ TEST(Int8Linear, WorkspaceGrowsWithRowsAndTasksOnly) {
     lowbit_cpu_isa_cap(nullptr);
 }
 
-// On the machine's own kernels, seven tasks are in fact used where there is work for them.
+// Where there is work for seven tasks, seven run.
 TEST(Int8Linear, UsesTheTasks) {
     Random random(8);
-    LinearData d({256, 1024, 512, LOWBIT_FLOAT32, LOWBIT_FLOAT32, LOWBIT_FLOAT32, LOWBIT_FLOAT32,
-                  false, false, 6, ordinary, columns, 0, 0},
-                 random);
+    LinearCase c = LinearCase::random(random, 256, 1024, 512);
+    c.outliers = columns;
+    const LinearData d(c, random);
     const Way seven{"", 7, true, false};
     Executor executor(seven);
     ASSERT_EQ(run_linear(d.args, executor), LOWBIT_OK);

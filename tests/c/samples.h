@@ -6,6 +6,7 @@
 #include "testing.h"
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 
 // How many samples to take of a space that cannot be walked: fewer where each costs ten times more.
@@ -63,16 +64,20 @@ enum Values {
     ordinary,    // within (-3, 3)
     scaled_rows, // ordinary, each row times a power of two from the whole range of fp32
     any_bits,    // all numbers, subnormals, infinities and NaN that the dtype has
+    huge,        // near the end of fp32's range, so that products leave it
 };
 
 const Values value_kinds[] = {ordinary, ordinary, ordinary, scaled_rows, any_bits};
-const char *const value_names[] = {"ordinary", "scaled rows", "any bits"};
+const char *const value_names[] = {"ordinary", "scaled rows", "any bits", "huge"};
 
 inline void fill(Tensor &t, Random &random, Values values) {
+    const float large[] = {1, 1e36f, 9.9e37f, 2e38f, 3e38f, FLT_MAX};
     for (size_t row = 0; row < t->rows; row++) {
         const int exponent = values == scaled_rows ? (int)random.below(278) - 150 : 0;
         for (size_t col = 0; col < t->cols; col++)
-            if (values != any_bits)
+            if (values == huge)
+                t.set(row, col, random.pick(large) * (random.one_in(2) ? 1 : -1));
+            else if (values != any_bits)
                 t.set(row, col, std::ldexp(random.uniform(-3, 3), exponent));
             else if (t->dtype == LOWBIT_FLOAT32)
                 t.at<uint32_t>(row, col) = (uint32_t)random.bits();

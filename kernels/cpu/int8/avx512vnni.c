@@ -307,7 +307,7 @@ LOWBIT_INLINE void gemm_in_place(const struct lowbit_int8_gemm_args *a, size_t r
         if (k < a->k) // x is padded with zeros
             for (size_t j = 0; j < height; j++) {
                 __m512i tail =
-                    plus_128(_mm512_maskz_loadu_epi8(((__mmask64)1 << (a->k - k)) - 1, w[j] + k));
+                    plus_128(_mm512_maskz_loadu_epi8(lowbit_first64(a->k - k), w[j] + k));
                 for (size_t m = 0; m < rows; m++)
                     acc[j][m] = _mm512_dpbusd_epi32(acc[j][m], tail,
                                                     _mm512_load_si512(a->x + m * a->x_stride + k));
@@ -361,7 +361,7 @@ void lowbit_int8_pack_ukernel__avx512vnni(size_t n, size_t k, const int8_t *w, s
     for (size_t n0 = 0; n0 < n; n0 += 16) {
         int8_t *to = panel + n0 / 16 * steps * 64;
         for (size_t k0 = 0; k0 < k; k0 += 64) {
-            const __mmask64 in = k - k0 >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (k - k0)) - 1;
+            const __mmask64 in = lowbit_first64(k - k0);
             __m512i r[16];
             for (size_t i = 0; i < 16; i++)
                 r[i] = plus_128(

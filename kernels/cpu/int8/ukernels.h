@@ -4,7 +4,8 @@
 // A micro-kernel trusts its caller: sizes and pointers are valid, pointers do not overlap unless
 // said, and the floating-point environment is the default one (round to nearest, no flush to zero).
 // None reads outside the elements it is given. For one signature every instruction set produces the
-// same bits; the scalar one is the specification.
+// same bits; the scalar one is the specification. (Which NaN a panel or a sum holds is left open: every
+// NaN is stored as the same one in the end.)
 #ifndef LOWBIT_KERNELS_CPU_INT8_UKERNELS_H
 #define LOWBIT_KERNELS_CPU_INT8_UKERNELS_H
 
