@@ -128,6 +128,19 @@ def test_maps_without_offloading(
 
 
 @pytest.mark.parametrize("name", ["llama"])
+def test_offloading_to_memory(checkpoints: dict[str, str], name: str, saved: Path) -> None:
+    """With an accelerator, which the meta device stands for here, the CPU's layers are offloaded:
+    accelerate replaces their parameters, and what transformers noted on them is gone."""
+    places = {key: "cpu" if key == "model.layers.2" else "meta" for key in LLAMA}
+    model = AutoModelForCausalLM.from_pretrained(saved, device_map=places)
+    expected = whole(checkpoints, name).get_submodule(SAMPLE[name])
+    layer = model.get_submodule(SAMPLE[name])
+    assert layer.weight.is_meta
+    for leaf in ("weight", "absmax", "offset"):
+        assert same_bits(layer._hf_hook.weights_map[leaf], getattr(expected, leaf))
+
+
+@pytest.mark.parametrize("name", ["llama"])
 def test_a_bad_scale_on_disk_is_found_while_loading(saved: Path, name: str) -> None:
     tensors = load_file(saved / "model.safetensors")
     tensors[f"{SAMPLE[name]}.absmax"][3] = float("nan")

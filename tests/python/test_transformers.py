@@ -497,8 +497,9 @@ print(model.get_memory_footprint(), status("RssAnon:") - anonymous, status("VmHW
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_while_loading(checkpoints: dict[str, str], tmp_path: Path) -> None:
-    """Neither float copies of the weights nor the holes they leave in the heap. The file is read
-    through a memory map, which counts as resident and is taken off."""
+    """Neither float copies of the weights, 4 times the footprint, nor the holes they leave in the
+    heap. The file is read through a memory map, which counts as resident and is taken off; code
+    that runs for the first time also counts."""
     config = transformers.LlamaConfig(
         hidden_size=512,
         intermediate_size=1400,
@@ -515,4 +516,4 @@ def test_memory_while_loading(checkpoints: dict[str, str], tmp_path: Path) -> No
     assert result.returncode == 0, result.stderr
     footprint, kept, peak = map(int, result.stdout.split())
     assert kept < 1.15 * footprint
-    assert peak - (tmp_path / "model.safetensors").stat().st_size < 1.5 * footprint
+    assert peak - (tmp_path / "model.safetensors").stat().st_size < 2 * footprint

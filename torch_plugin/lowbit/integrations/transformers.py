@@ -8,6 +8,7 @@ reads it back to the same bits, and model.dequantize() makes it a float one agai
 """
 
 import ctypes
+import functools
 import sys
 import warnings
 from pathlib import Path
@@ -16,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.core_model_loading import ConversionOps, WeightConverter
-from transformers.integrations.accelerate import load_offloaded_parameter
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
@@ -162,8 +162,8 @@ class LowbitQuantizer(HfQuantizer):
                 dtype=weight.dtype,
                 **self.quantization_config.layer_options(),
             )
-            # Marked as initialised, or _init_weights would draw random codes for those on disk.
-            # What the checkpoint lacks comes back without the mark (_fill_missing).
+            # Marked as initialised, or _init_weights would draw random codes. What the checkpoint
+            # lacks comes back without the mark.
             layer._is_hf_initialized = True
             for parameter in layer.parameters():
                 parameter._is_hf_initialized = True
@@ -172,6 +172,8 @@ class LowbitQuantizer(HfQuantizer):
             self._layers.append(name)
             model.set_submodule(name, layer)
         self._warn_about_experts(model)
+        # The last moment before accelerate's hooks replace the parameters, marks and all.
+        model._initialize_missing_keys = functools.partial(self._initialize_missing_keys, model)
         return model
 
     def _names_to_skip(self, model: nn.Module) -> list[str]:
@@ -271,19 +273,24 @@ class LowbitQuantizer(HfQuantizer):
 
     # After loading
 
-    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+    def _initialize_missing_keys(self, model: nn.Module, is_quantized: bool) -> None:
+        del model._initialize_missing_keys  # this function, back to the class's own
         if self._problem:
             raise ValueError(f"lowbit: the checkpoint's {self._problem}")
+        model._initialize_missing_keys(is_quantized)
+        for name in self._layers:
+            self._fill_missing(model, model.get_submodule(name), name)
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         model._weight_conversions = [
             conversion
             for conversion in model._weight_conversions
             if not any(isinstance(op, _Resave) for op in getattr(conversion, "operations", ()))
         ]
         for name in self._layers:
-            self._fill_missing(model, model.get_submodule(name), name)
             layer = model.get_submodule(name)
             layer.requires_grad_(False)  # what is read from a file comes back trainable
-            self._check_stored(model, layer, name)
+            self._check_stored(layer, name)
         _trim_heap()
         return model
 
@@ -311,23 +318,19 @@ class LowbitQuantizer(HfQuantizer):
         options = self.quantization_config.layer_options()
         model.set_submodule(name, Int8Linear.from_float(linear, **options).train(layer.training))
 
-    def _check_stored(self, model: nn.Module, layer: Int8Linear, name: str) -> None:
-        dtypes = {"weight": torch.int8, "absmax": None, "offset": None}
-        dtypes["absmax"] = dtypes["offset"] = _DTYPES[self.quantization_config.absmax_dtype]
-        for leaf, dtype in dtypes.items():
-            value = getattr(layer, leaf)
+    def _check_stored(self, layer: Int8Linear, name: str) -> None:
+        scales = _DTYPES[self.quantization_config.absmax_dtype]
+        for leaf, dtype in (("weight", torch.int8), ("absmax", scales), ("offset", scales)):
+            value = _loaded(layer, leaf)
             if value is None:
                 continue
-            full_name = f"{name}.{leaf}"
-            if value.is_meta:
-                value = load_offloaded_parameter(model, full_name)
             problem = (
                 f"has dtype {value.dtype}, expected {dtype}"
                 if value.dtype != dtype
                 else why_not_stored(leaf, value)
             )
             if problem:
-                raise ValueError(f"lowbit: the checkpoint's {full_name} {problem}")
+                raise ValueError(f"lowbit: the checkpoint's {name}.{leaf} {problem}")
 
     # Back to float
 
@@ -362,6 +365,17 @@ class LowbitQuantizer(HfQuantizer):
                 module.bias = nn.Parameter(layer.bias.detach().to(dtype))
             model.set_submodule(name, module.train(layer.training))
         return model
+
+
+def _loaded(layer: Int8Linear, leaf: str) -> Tensor | None:
+    """A parameter, from where accelerate keeps it if it is offloaded."""
+    value = getattr(layer, leaf)
+    hook = getattr(layer, "_hf_hook", None)
+    for part in getattr(hook, "hooks", (hook,)):
+        offloaded = getattr(part, "weights_map", None)
+        if value is not None and value.is_meta and offloaded is not None:
+            return offloaded[leaf]
+    return value
 
 
 def _trim_heap() -> None:
