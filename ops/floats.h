@@ -18,12 +18,9 @@ _Static_assert((int)f32 == LOWBIT_FLOAT32 && (int)f16 == LOWBIT_FLOAT16 &&
 static inline float lowbit_element(const lowbit_tensor *tensor, size_t row, size_t col) {
     const size_t i = row * tensor->stride + col;
     switch (tensor->dtype) {
-    case LOWBIT_FLOAT32:
-        return lowbit_float_load(f32, tensor->data, i);
-    case LOWBIT_FLOAT16:
-        return lowbit_float_load(f16, tensor->data, i);
-    default:
-        return lowbit_float_load(bf16, tensor->data, i);
+    case LOWBIT_FLOAT32: return lowbit_float_load(f32, tensor->data, i);
+    case LOWBIT_FLOAT16: return lowbit_float_load(f16, tensor->data, i);
+    default: return lowbit_float_load(bf16, tensor->data, i);
     }
 }
 

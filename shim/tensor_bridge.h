@@ -54,24 +54,15 @@ inline Shape shape_of(const Tensor &tensor) {
 // As Python writes it.
 inline const char *to_string(ScalarType type) {
     switch (type) {
-    case ScalarType::Float:
-        return "float32";
-    case ScalarType::Half:
-        return "float16";
-    case ScalarType::Double:
-        return "float64";
-    case ScalarType::Bool:
-        return "bool";
-    case ScalarType::Byte:
-        return "uint8";
-    case ScalarType::Char:
-        return "int8";
-    case ScalarType::Short:
-        return "int16";
-    case ScalarType::Int:
-        return "int32";
-    case ScalarType::Long:
-        return "int64";
+    case ScalarType::Float: return "float32";
+    case ScalarType::Half: return "float16";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Bool: return "bool";
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Short: return "int16";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
     default: // BFloat16, ComplexFloat, Float8_e4m3fn, ...: close enough to be recognized
         return torch::headeronly::toString(type);
     }
@@ -79,16 +70,11 @@ inline const char *to_string(ScalarType type) {
 
 inline lowbit_dtype dtype_of(const char *op, const char *name, ScalarType type) {
     switch (type) {
-    case ScalarType::Float:
-        return LOWBIT_FLOAT32;
-    case ScalarType::Half:
-        return LOWBIT_FLOAT16;
-    case ScalarType::BFloat16:
-        return LOWBIT_BFLOAT16;
-    case ScalarType::Char:
-        return LOWBIT_INT8;
-    case ScalarType::Int:
-        return LOWBIT_INT32;
+    case ScalarType::Float: return LOWBIT_FLOAT32;
+    case ScalarType::Half: return LOWBIT_FLOAT16;
+    case ScalarType::BFloat16: return LOWBIT_BFLOAT16;
+    case ScalarType::Char: return LOWBIT_INT8;
+    case ScalarType::Int: return LOWBIT_INT32;
     default:
         refuse(op, name, " has dtype ", to_string(type),
                ", which is none that lowbit knows: float32, float16, bfloat16, int8 and int32");

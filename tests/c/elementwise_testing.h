@@ -90,12 +90,9 @@ struct Rounding {
 
 inline Rounding rounding(lowbit_float type) {
     switch (type) {
-    case f32:
-        return {epsilon, 0x1p-149, 0x1.fffffep127};
-    case f16:
-        return {0x1p-11 + epsilon, 0x1p-24, 65504};
-    default:
-        return {0x1p-8 + epsilon, 0x1p-133, 0x1.fep127};
+    case f32: return {epsilon, 0x1p-149, 0x1.fffffep127};
+    case f16: return {0x1p-11 + epsilon, 0x1p-24, 65504};
+    default: return {0x1p-8 + epsilon, 0x1p-133, 0x1.fep127};
     }
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The int8 micro-kernels for AVX2, FMA and F16C. ukernels.h says what each computes.
 
+#include "instantiate.h"
 #include "ukernels.h"
 #include "../common/avx2.h"
 
@@ -255,21 +256,11 @@ LOWBIT_INLINE void fma_rows(const struct lowbit_int8_fma_args *a, size_t rows, b
 
 void lowbit_int8_fma_ukernel_f32__avx2(const struct lowbit_int8_fma_args *a) {
     switch (a->finite ? a->m : 0) {
-    case 0:
-        fma_rows(a, a->m, false);
-        break;
-    case 1:
-        fma_rows(a, 1, true);
-        break;
-    case 2:
-        fma_rows(a, 2, true);
-        break;
-    case 3:
-        fma_rows(a, 3, true);
-        break;
-    case 4:
-        fma_rows(a, 4, true);
-        break;
+    case 0: fma_rows(a, a->m, false); break;
+    case 1: fma_rows(a, 1, true); break;
+    case 2: fma_rows(a, 2, true); break;
+    case 3: fma_rows(a, 3, true); break;
+    case 4: fma_rows(a, 4, true); break;
     }
 }
 
@@ -333,30 +324,14 @@ LOWBIT_INLINE void gemm_in_place(const struct lowbit_int8_gemm_args *a, size_t r
 
 void lowbit_int8_gemm_ukernel_8x64__avx2(const struct lowbit_int8_gemm_args *a) {
     switch (a->m) {
-    case 1:
-        gemm_in_place(a, 1, false);
-        break;
-    case 2:
-        gemm_in_place(a, 2, false);
-        break;
-    case 3:
-        gemm_in_place(a, 3, false);
-        break;
-    case 4:
-        gemm_in_place(a, 4, false);
-        break;
-    case 5:
-        gemm_in_place(a, 5, false);
-        break;
-    case 6:
-        gemm_in_place(a, 6, false);
-        break;
-    case 7:
-        gemm_in_place(a, 7, false);
-        break;
-    case 8:
-        gemm_in_place(a, 8, false);
-        break;
+    case 1: gemm_in_place(a, 1, false); break;
+    case 2: gemm_in_place(a, 2, false); break;
+    case 3: gemm_in_place(a, 3, false); break;
+    case 4: gemm_in_place(a, 4, false); break;
+    case 5: gemm_in_place(a, 5, false); break;
+    case 6: gemm_in_place(a, 6, false); break;
+    case 7: gemm_in_place(a, 7, false); break;
+    case 8: gemm_in_place(a, 8, false); break;
     }
 }
 
@@ -449,44 +424,11 @@ LOWBIT_INLINE void gemm_panel(const struct lowbit_int8_gemm_args *a, size_t rows
 
 void lowbit_int8_gemm_ukernel_4x64__avx2(const struct lowbit_int8_gemm_args *a) {
     switch (a->m) {
-    case 1:
-        gemm_panel(a, 1);
-        break;
-    case 2:
-        gemm_panel(a, 2);
-        break;
-    case 3:
-        gemm_panel(a, 3);
-        break;
-    case 4:
-        gemm_panel(a, 4);
-        break;
+    case 1: gemm_panel(a, 1); break;
+    case 2: gemm_panel(a, 2); break;
+    case 3: gemm_panel(a, 3); break;
+    case 4: gemm_panel(a, 4); break;
     }
 }
 
-// ---------------------------------------------------------------------------------------------
-
-#define INSTANTIATE(type)                                                                          \
-    void lowbit_int8_range_ukernel_##type##__avx2(size_t k, const void *x, float t,                \
-                                                  uint64_t *mask, struct lowbit_int8_range *r) {   \
-        range(type, k, x, t, mask, r);                                                             \
-    }                                                                                              \
-    int32_t lowbit_int8_codes_ukernel_##type##__avx2(size_t k, const void *x, float t,             \
-                                                     float center, float inv, int8_t *q) {         \
-        return codes(type, k, x, t, center, inv, q);                                               \
-    }                                                                                              \
-    void lowbit_int8_dequantize_ukernel_##type##__avx2(size_t k, const int8_t *q, float s,         \
-                                                       const float *offset, void *y) {             \
-        dequantize(type, k, q, s, offset, y);                                                      \
-    }                                                                                              \
-    void lowbit_int8_store_ukernel_##type##__avx2(size_t k, const float *x, float base, void *y) { \
-        store(type, k, x, base, y);                                                                \
-    }                                                                                              \
-    void lowbit_int8_epilogue_ukernel_##type##__avx2(                                              \
-        const struct lowbit_int8_epilogue_args *args) {                                            \
-        epilogue(type, args);                                                                      \
-    }
-
-INSTANTIATE(f32)
-INSTANTIATE(f16)
-INSTANTIATE(bf16)
+LOWBIT_INSTANTIATE(avx2)

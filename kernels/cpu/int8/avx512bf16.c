@@ -60,23 +60,11 @@ LOWBIT_INLINE void grad_rows(const struct lowbit_int8_grad_args *a, size_t rows)
 
 void lowbit_int8_grad_ukernel_6x64__avx512bf16(const struct lowbit_int8_grad_args *a) {
     switch (a->m) {
-    case 1:
-        grad_rows(a, 1);
-        break;
-    case 2:
-        grad_rows(a, 2);
-        break;
-    case 3:
-        grad_rows(a, 3);
-        break;
-    case 4:
-        grad_rows(a, 4);
-        break;
-    case 5:
-        grad_rows(a, 5);
-        break;
-    case 6:
-        grad_rows(a, 6);
-        break;
+    case 1: grad_rows(a, 1); break;
+    case 2: grad_rows(a, 2); break;
+    case 3: grad_rows(a, 3); break;
+    case 4: grad_rows(a, 4); break;
+    case 5: grad_rows(a, 5); break;
+    case 6: grad_rows(a, 6); break;
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The int8 micro-kernels for AVX-512 F, BW, DQ, VL and VNNI. ukernels.h says what each computes.
 
+#include "instantiate.h"
 #include "ukernels.h"
 #include "../common/avx512.h"
 
@@ -235,21 +236,11 @@ LOWBIT_INLINE void fma_rows(const struct lowbit_int8_fma_args *a, size_t rows, b
 
 void lowbit_int8_fma_ukernel_f32__avx512vnni(const struct lowbit_int8_fma_args *a) {
     switch (a->finite ? a->m : 0) {
-    case 0:
-        fma_rows(a, a->m, false);
-        break;
-    case 1:
-        fma_rows(a, 1, true);
-        break;
-    case 2:
-        fma_rows(a, 2, true);
-        break;
-    case 3:
-        fma_rows(a, 3, true);
-        break;
-    case 4:
-        fma_rows(a, 4, true);
-        break;
+    case 0: fma_rows(a, a->m, false); break;
+    case 1: fma_rows(a, 1, true); break;
+    case 2: fma_rows(a, 2, true); break;
+    case 3: fma_rows(a, 3, true); break;
+    case 4: fma_rows(a, 4, true); break;
     }
 }
 
@@ -328,30 +319,14 @@ LOWBIT_INLINE void gemm_in_place(const struct lowbit_int8_gemm_args *a, size_t r
 
 void lowbit_int8_gemm_ukernel_8x64__avx512vnni(const struct lowbit_int8_gemm_args *a) {
     switch (a->m) {
-    case 1:
-        gemm_in_place(a, 1, 1);
-        break;
-    case 2:
-        gemm_in_place(a, 2, 2);
-        break;
-    case 3:
-        gemm_in_place(a, 3, 2);
-        break;
-    case 4:
-        gemm_in_place(a, 4, 2);
-        break;
-    case 5:
-        gemm_in_place(a, 5, 2);
-        break;
-    case 6:
-        gemm_in_place(a, 6, 2);
-        break;
-    case 7:
-        gemm_in_place(a, 7, 2);
-        break;
-    case 8:
-        gemm_in_place(a, 8, 2);
-        break;
+    case 1: gemm_in_place(a, 1, 1); break;
+    case 2: gemm_in_place(a, 2, 2); break;
+    case 3: gemm_in_place(a, 3, 2); break;
+    case 4: gemm_in_place(a, 4, 2); break;
+    case 5: gemm_in_place(a, 5, 2); break;
+    case 6: gemm_in_place(a, 6, 2); break;
+    case 7: gemm_in_place(a, 7, 2); break;
+    case 8: gemm_in_place(a, 8, 2); break;
     }
 }
 
@@ -422,51 +397,13 @@ LOWBIT_INLINE void gemm_rows(const struct lowbit_int8_gemm_args *a, size_t rows)
 
 void lowbit_int8_gemm_ukernel_6x64__avx512vnni(const struct lowbit_int8_gemm_args *a) {
     switch (a->m) {
-    case 1:
-        gemm_rows(a, 1);
-        break;
-    case 2:
-        gemm_rows(a, 2);
-        break;
-    case 3:
-        gemm_rows(a, 3);
-        break;
-    case 4:
-        gemm_rows(a, 4);
-        break;
-    case 5:
-        gemm_rows(a, 5);
-        break;
-    case 6:
-        gemm_rows(a, 6);
-        break;
+    case 1: gemm_rows(a, 1); break;
+    case 2: gemm_rows(a, 2); break;
+    case 3: gemm_rows(a, 3); break;
+    case 4: gemm_rows(a, 4); break;
+    case 5: gemm_rows(a, 5); break;
+    case 6: gemm_rows(a, 6); break;
     }
 }
 
-// ---------------------------------------------------------------------------------------------
-
-#define INSTANTIATE(type)                                                                          \
-    void lowbit_int8_range_ukernel_##type##__avx512vnni(                                           \
-        size_t k, const void *x, float t, uint64_t *mask, struct lowbit_int8_range *r) {           \
-        range(type, k, x, t, mask, r);                                                             \
-    }                                                                                              \
-    int32_t lowbit_int8_codes_ukernel_##type##__avx512vnni(size_t k, const void *x, float t,       \
-                                                           float center, float inv, int8_t *q) {   \
-        return codes(type, k, x, t, center, inv, q);                                               \
-    }                                                                                              \
-    void lowbit_int8_dequantize_ukernel_##type##__avx512vnni(size_t k, const int8_t *q, float s,   \
-                                                             const float *offset, void *y) {       \
-        dequantize(type, k, q, s, offset, y);                                                      \
-    }                                                                                              \
-    void lowbit_int8_store_ukernel_##type##__avx512vnni(size_t k, const float *x, float base,      \
-                                                        void *y) {                                 \
-        store(type, k, x, base, y);                                                                \
-    }                                                                                              \
-    void lowbit_int8_epilogue_ukernel_##type##__avx512vnni(                                        \
-        const struct lowbit_int8_epilogue_args *args) {                                            \
-        epilogue(type, args);                                                                      \
-    }
-
-INSTANTIATE(f32)
-INSTANTIATE(f16)
-INSTANTIATE(bf16)
+LOWBIT_INSTANTIATE(avx512vnni)

@@ -2,6 +2,7 @@
 // The int8 micro-kernels in plain C: the specification that the others equal in bits, and what runs
 // where nothing better does.
 
+#include "instantiate.h"
 #include "ukernels.h"
 #include "../common/floats.h"
 
@@ -77,31 +78,7 @@ LOWBIT_INLINE void epilogue(enum lowbit_float type, const struct lowbit_int8_epi
         }
 }
 
-#define INSTANTIATE(type)                                                                          \
-    void lowbit_int8_range_ukernel_##type##__scalar(size_t k, const void *x, float t,              \
-                                                    uint64_t *mask, struct lowbit_int8_range *r) { \
-        range(type, k, x, t, mask, r);                                                             \
-    }                                                                                              \
-    int32_t lowbit_int8_codes_ukernel_##type##__scalar(size_t k, const void *x, float t,           \
-                                                       float center, float inv, int8_t *q) {       \
-        return codes(type, k, x, t, center, inv, q);                                               \
-    }                                                                                              \
-    void lowbit_int8_dequantize_ukernel_##type##__scalar(size_t k, const int8_t *q, float s,       \
-                                                         const float *offset, void *y) {           \
-        dequantize(type, k, q, s, offset, y);                                                      \
-    }                                                                                              \
-    void lowbit_int8_store_ukernel_##type##__scalar(size_t k, const float *x, float base,          \
-                                                    void *y) {                                     \
-        store(type, k, x, base, y);                                                                \
-    }                                                                                              \
-    void lowbit_int8_epilogue_ukernel_##type##__scalar(                                            \
-        const struct lowbit_int8_epilogue_args *args) {                                            \
-        epilogue(type, args);                                                                      \
-    }
-
-INSTANTIATE(f32)
-INSTANTIATE(f16)
-INSTANTIATE(bf16)
+LOWBIT_INSTANTIATE(scalar)
 
 void lowbit_int8_gemm_ukernel_1x64__scalar(const struct lowbit_int8_gemm_args *a) {
     for (size_t m = 0; m < a->m; m++)

@@ -13,7 +13,8 @@ extern "C" {
 
 // For every row of x [M, K] (float32, float16 or bfloat16), in fp32:
 //
-//   t = threshold, or +inf when it is 0         outlier: !(|x_k| < t), so NaN and infinities are
+//   t = threshold, or +inf when it is 0
+//   outlier: !(|x_k| < t), so NaN and infinities always are
 //   absmax = max |x_k| over the others, 0 if there are none, rounded up to absmax's dtype
 //   inv = absmax >= 2^-118 ? 127 / absmax : 0
 //   q_k = clamp(round_half_even(x_k * inv), -127, 127), 0 at outliers
@@ -34,7 +35,7 @@ LOWBIT_API lowbit_status lowbit_int8_quantize(const lowbit_tensor *x, float thre
 // elements (a row without any counts as all zero):
 //
 //   offset = 0.5 * max + 0.5 * min, rounded half to even to offset's dtype
-//   absmax = max(max - offset, offset - min), rounded up to absmax's dtype
+//   absmax = max(max - offset, offset - min), the exact differences rounded up to absmax's dtype
 //   inv = absmax >= 2^-118 ? 127 / absmax : 0
 //   q_k = clamp(round_half_even((w_k - offset) * inv), -127, 127), 0 where w_k is not finite
 //
