@@ -148,7 +148,7 @@ def quantize(bench: Bench, shapes: Sequence[Shape]) -> None:
     """Quantizing a weight, as a fraction of the bytes per second of a copy. The operators allocate
     their results; the copy does not."""
     table = Table(title="quantize a weight", title_justify="left")
-    for name in ("N x K", "dtype", "call", "ms, median (best)", "GB/s", "of copy"):
+    for name in ("N x K", "dtype", "call", "ms, median (best)", "GB/s", "of copy_", "of clone"):
         table.add_column(name, justify="right", no_wrap=True)
     for n, k in shapes:
         for dtype in (FP32, BF16):
@@ -162,8 +162,9 @@ def _quantize_rows(bench: Bench, case: dict, weight: Tensor) -> list[tuple[str, 
     ops = torch.ops.lowbit
     cold = _rotate(bench, weight)
     target = torch.empty_like(weight)
-    entries = [
+    entries = [  # clone copies into new memory, as the operators write theirs
         Entry("copy_", lambda: (target.copy_(next(cold)),), 0.0),
+        Entry("clone", lambda: (next(cold).clone(),), 0.0),
         Entry("lowbit int8_quantize", lambda: ops.int8_quantize(next(cold)), 0.02),
         Entry("lowbit int8_quantize_offset", lambda: ops.int8_quantize_offset(next(cold)), 0.02),
     ]
@@ -174,13 +175,18 @@ def _quantize_rows(bench: Bench, case: dict, weight: Tensor) -> list[tuple[str, 
         return relative_error(back, expected)
 
     timings = bench.race("quantize", case, entries, error)
-    written = {"copy_": weight.nbytes}
+    written = {"copy_": weight.nbytes, "clone": weight.nbytes}
     rates = {
         name: (weight.nbytes + written.get(name, weight.numel())) / t.median
         for name, t in timings.items()
     }
     return [
-        (name, ms(t), f"{rates[name] / 1e9:.1f}", f"{rates[name] / rates['copy_']:.0%}")
+        (
+            name,
+            ms(t),
+            f"{rates[name] / 1e9:.1f}",
+            *(f"{rates[name] / rates[copy]:.0%}" for copy in written),
+        )
         for name, t in timings.items()
     ]
 

@@ -268,12 +268,13 @@ LOWBIT_INLINE __m128i sum_each(__m512i a, __m512i b, __m512i c, __m512i d) {
     return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
 }
 
-// Few rows of x: the weight is read once, in place. For one row of x memory is the limit, and a
-// single stream reaches it best; with more, each load of x serves 2 rows of the weight. (4 rows a
-// multiple of 4096 bytes apart would fight for the same cache sets.) Prefetching further than the
-// second-level cache costs half of the speed.
-LOWBIT_INLINE void gemm_in_place(const struct lowbit_int8_gemm_args *a, size_t rows,
-                                 size_t height) {
+// Columns k0 to end of the weight, in place, against a few rows of x. For one row of x memory is the
+// limit, and a single stream reaches it best; with more, each load of x serves 2 rows of the weight.
+// (4 rows a multiple of 4096 bytes apart would fight for the same cache sets.) Prefetching further
+// than the second-level cache costs half of the speed.
+LOWBIT_INLINE void gemm_columns(const struct lowbit_int8_gemm_args *a, size_t rows, size_t height,
+                                size_t k0, size_t end) {
+    const size_t ahead = end - k0 == a->k ? PREFETCH_AHEAD * height : a->w_stride * height;
     for (size_t n = 0; n < a->n; n += height) {
         // Past the last row, its sums are computed twice.
         const int8_t *w[2] = {a->w + n * a->w_stride,
@@ -282,12 +283,12 @@ LOWBIT_INLINE void gemm_in_place(const struct lowbit_int8_gemm_args *a, size_t r
         for (size_t j = 0; j < height; j++)
             for (size_t m = 0; m < 8; m++)
                 acc[j][m] = _mm512_setzero_si512();
-        size_t k = 0;
-        for (; k + 64 <= a->k; k += 64) {
+        size_t k = k0;
+        for (; k + 64 <= end; k += 64) {
             __m512i wk[2];
             for (size_t j = 0; j < height; j++) {
                 wk[j] = plus_128(_mm512_loadu_si512(w[j] + k));
-                _mm_prefetch((const char *)w[j] + k + PREFETCH_AHEAD * height, _MM_HINT_T1);
+                _mm_prefetch((const char *)w[j] + k + ahead, _MM_HINT_T1);
             }
             for (size_t m = 0; m < rows; m++) {
                 __m512i x = _mm512_load_si512(a->x + m * a->x_stride + k);
@@ -295,24 +296,36 @@ LOWBIT_INLINE void gemm_in_place(const struct lowbit_int8_gemm_args *a, size_t r
                     acc[j][m] = _mm512_dpbusd_epi32(acc[j][m], wk[j], x);
             }
         }
-        if (k < a->k) // x is padded with zeros
+        if (k < end) // x is padded with zeros
             for (size_t j = 0; j < height; j++) {
-                __m512i tail =
-                    plus_128(_mm512_maskz_loadu_epi8(lowbit_first64(a->k - k), w[j] + k));
+                __m512i tail = plus_128(_mm512_maskz_loadu_epi8(lowbit_first64(end - k), w[j] + k));
                 for (size_t m = 0; m < rows; m++)
                     acc[j][m] = _mm512_dpbusd_epi32(acc[j][m], tail,
                                                     _mm512_load_si512(a->x + m * a->x_stride + k));
             }
         for (size_t j = 0; j < height && n + j < a->n; j++)
             for (size_t m0 = 0; m0 < rows; m0 += 4) {
-                int32_t sums[4];
+                uint32_t sums[4];
                 _mm_storeu_si128((__m128i *)sums, sum_each(acc[j][m0], acc[j][m0 + 1],
                                                            acc[j][m0 + 2], acc[j][m0 + 3]));
-                for (size_t m = m0; m < rows && m < m0 + 4; m++)
-                    a->acc[m * a->acc_stride + n + j] =
-                        (int32_t)((uint32_t)sums[m - m0] + (uint32_t)minus_128(a->xsum[m]));
+                for (size_t m = m0; m < rows && m < m0 + 4; m++) {
+                    int32_t *sum = a->acc + m * a->acc_stride + n + j;
+                    const int32_t before = k0 ? *sum : minus_128(a->xsum[m]);
+                    *sum = (int32_t)((uint32_t)before + sums[m - m0]);
+                }
             }
     }
+}
+
+// Few rows of x: as many columns at a time as keep x in half of the first-level cache.
+LOWBIT_INLINE void gemm_in_place(const struct lowbit_int8_gemm_args *a, size_t rows,
+                                 size_t height) {
+    const size_t columns = 16384 / rows / 64 * 64;
+    size_t k0 = 0;
+    do {
+        gemm_columns(a, rows, height, k0, a->k - k0 < columns ? a->k : k0 + columns);
+        k0 += columns;
+    } while (k0 < a->k);
     for (size_t i = 0; i < a->prefetch_size && i < PREFETCH_AHEAD; i += 64)
         _mm_prefetch((const char *)a->prefetch + i, _MM_HINT_T1);
 }
