@@ -121,14 +121,25 @@ static void scale_row(struct grad_input *c, size_t m) {
     memset(to + n, 0, (c->g_stride - n) * sizeof *to);
 }
 
-// Four rows of grad_output side by side.
-static void gather_rows(struct grad_input *c, size_t m0) {
+// Four rows of grad_output side by side; those past the last are zero.
+LOWBIT_INLINE void gather_type(enum lowbit_float type, const struct grad_input *c, size_t m0) {
     const lowbit_tensor *from = c->args->grad_output;
     float *to = c->g + m0 * from->cols;
-    for (size_t row = 0; row < ROWS; row++)
+    if (c->m - m0 < ROWS)
+        memset(to, 0, from->cols * sizeof(float[ROWS]));
+    for (size_t row = 0; row < ROWS && m0 + row < c->m; row++) {
+        const void *values = lowbit_float_row(from, c->block + m0 + row);
         for (size_t i = 0; i < from->cols; i++)
-            to[i * ROWS + row] =
-                m0 + row < c->m ? lowbit_element(from, c->block + m0 + row, i) : 0.0f;
+            to[i * ROWS + row] = lowbit_float_load(type, values, i);
+    }
+}
+
+static void gather_rows(const struct grad_input *c, size_t m0) {
+    switch (c->args->grad_output->dtype) {
+    case LOWBIT_FLOAT32: gather_type(f32, c, m0); break;
+    case LOWBIT_FLOAT16: gather_type(f16, c, m0); break;
+    default: gather_type(bf16, c, m0); break;
+    }
 }
 
 static void prepare(void *arg, size_t task) {
