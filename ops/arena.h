@@ -10,10 +10,14 @@ typedef struct lowbit_arena {
     size_t used;
 } lowbit_arena;
 
+static inline size_t lowbit_round_up(size_t value, size_t multiple) {
+    return (value + multiple - 1) / multiple * multiple;
+}
+
 // The next piece, aligned to 64 bytes; null while measuring.
 static inline void *lowbit_take(lowbit_arena *arena, size_t bytes) {
     void *piece = arena->base ? arena->base + arena->used : NULL;
-    arena->used += (bytes + 63) / 64 * 64;
+    arena->used += lowbit_round_up(bytes, 64);
     return piece;
 }
 

@@ -24,13 +24,10 @@ static inline float lowbit_element(const lowbit_tensor *tensor, size_t row, size
     }
 }
 
-// The first element of a row of any dtype of this size.
-static inline void *lowbit_row(const lowbit_tensor *tensor, size_t element_size, size_t row) {
-    return (char *)tensor->data + row * tensor->stride * element_size;
-}
-
+// The first element of a row of a float tensor.
 static inline void *lowbit_float_row(const lowbit_tensor *tensor, size_t row) {
-    return lowbit_row(tensor, lowbit_float_size((enum lowbit_float)tensor->dtype), row);
+    const size_t element = lowbit_float_size((enum lowbit_float)tensor->dtype);
+    return (char *)tensor->data + row * tensor->stride * element;
 }
 
 // s = absmax / 127 and offset of n rows from row n0 on, in fp32.

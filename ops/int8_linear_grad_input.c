@@ -42,22 +42,18 @@ struct grad_input {
     atomic_size_t next;
 };
 
-static size_t round_up(size_t value, size_t multiple) {
-    return (value + multiple - 1) / multiple * multiple;
-}
-
 // Chooses the kernels and lays out the workspace; returns its size.
 static size_t plan(struct grad_input *c, uint32_t isa, bool bf16_grad, size_t m, size_t n,
                    size_t max_tasks, void *workspace) {
     lowbit_arena arena = {workspace, 0};
-    const size_t rows = round_up(m < BLOCK_M ? m : BLOCK_M, LOWBIT_INT8_TILE_M);
+    const size_t rows = lowbit_round_up(m < BLOCK_M ? m : BLOCK_M, LOWBIT_INT8_TILE_M);
     c->ukernels = lowbit_int8_select_ukernels(isa);
     c->bf16 = bf16_grad ? lowbit_int8_select_grad(isa) : NULL;
     c->s = lowbit_take(&arena, n * sizeof *c->s);
     c->offset = lowbit_take(&arena, n * sizeof *c->offset);
     if (c->bf16) {
         // A line more keeps rows of N = 2048 off each other's cache sets.
-        c->g_stride = round_up(n, 32) + 32;
+        c->g_stride = lowbit_round_up(n, 32) + 32;
         c->g_bf16 = lowbit_take(&arena, rows * c->g_stride * sizeof *c->g_bf16);
         c->base = lowbit_take(&arena, rows * sizeof *c->base);
     } else {
@@ -191,7 +187,7 @@ static void sum_bf16(const struct grad_input *c, const struct scratch *scratch, 
     uint32_t *panel = scratch->panel;
     for (size_t n0 = 0; n0 < weight->rows; n0 += BLOCK_N_PAIRS) {
         const size_t n = weight->rows - n0 < BLOCK_N_PAIRS ? weight->rows - n0 : BLOCK_N_PAIRS;
-        const size_t padded = round_up(n, 32);
+        const size_t padded = lowbit_round_up(n, 32);
         const int8_t *rows = (const int8_t *)weight->data + n0 * weight->cols + k0;
         for (size_t i = 0; i < n; i += 2)
             c->bf16->pairs(k, rows + i * weight->cols,

@@ -4,10 +4,6 @@
 
 #include <string.h>
 
-static size_t round_up(size_t value, size_t multiple) {
-    return (value + multiple - 1) / multiple * multiple;
-}
-
 void lowbit_int8_product_plan(struct lowbit_int8_product *p, uint32_t isa, size_t m, size_t n,
                               size_t k, bool full_range, size_t max_tasks, lowbit_arena *arena) {
     const size_t block = m < LOWBIT_INT8_BLOCK_M ? m : LOWBIT_INT8_BLOCK_M;
@@ -17,41 +13,39 @@ void lowbit_int8_product_plan(struct lowbit_int8_product *p, uint32_t isa, size_
     p->k = k;
     const bool tiles = p->gemm->x_layout == LOWBIT_INT8_TILES;
     // A line more than K keeps rows of K = 4096 off each other's cache sets.
-    const size_t row = round_up(k, 64) + 64;
-    p->x_stride = tiles ? LOWBIT_INT8_UNIT_M * round_up(k, 64) : row;
-    p->x = lowbit_take(arena, tiles ? round_up(block, LOWBIT_INT8_UNIT_M) / LOWBIT_INT8_UNIT_M *
-                                          p->x_stride
-                                    : block * row);
+    p->row_stride = lowbit_round_up(k, 64) + 64;
+    p->x_stride = tiles ? LOWBIT_INT8_UNIT_M * lowbit_round_up(k, 64) : p->row_stride;
+    p->x = lowbit_take(arena, tiles ? lowbit_round_up(block, LOWBIT_INT8_UNIT_M) /
+                                          LOWBIT_INT8_UNIT_M * p->x_stride
+                                    : block * p->row_stride);
     p->xsum = lowbit_take(arena, block * sizeof *p->xsum);
-    p->staging = lowbit_take(arena, max_tasks * sizeof *p->staging);
     p->scratch = lowbit_take(arena, max_tasks * sizeof *p->scratch);
     for (size_t task = 0; task < max_tasks; task++) {
-        int8_t *staging = tiles ? lowbit_take(arena, LOWBIT_INT8_UNIT_M * row) : NULL;
         struct lowbit_int8_scratch scratch = {
-            .panel = p->gemm->pack ? lowbit_take(arena, LOWBIT_INT8_TILE_N * round_up(k, 4)) : NULL,
+            .staging = tiles ? lowbit_take(arena, LOWBIT_INT8_UNIT_M * p->row_stride) : NULL,
+            .panel = p->gemm->pack ? lowbit_take(arena, LOWBIT_INT8_TILE_N * lowbit_round_up(k, 4))
+                                   : NULL,
             .acc = lowbit_take(arena, sizeof(int32_t[LOWBIT_INT8_TILE_M][LOWBIT_INT8_TILE_N])),
         };
-        if (arena->base) {
-            p->staging[task] = staging;
+        if (arena->base)
             p->scratch[task] = scratch;
-        }
     }
 }
 
 int8_t *lowbit_int8_product_row(const struct lowbit_int8_product *p, size_t task, size_t m) {
     if (p->gemm->x_layout == LOWBIT_INT8_ROWS)
         return p->x + m * p->x_stride;
-    return p->staging[task] + m % LOWBIT_INT8_UNIT_M * (round_up(p->k, 64) + 64);
+    return p->scratch[task].staging + m % LOWBIT_INT8_UNIT_M * p->row_stride;
 }
 
 void lowbit_int8_product_store(const struct lowbit_int8_product *p, size_t task, size_t m0) {
     const size_t m = p->m - m0 < LOWBIT_INT8_UNIT_M ? p->m - m0 : LOWBIT_INT8_UNIT_M;
-    const size_t padded = round_up(p->k, 64);
+    const size_t padded = lowbit_round_up(p->k, 64);
     for (size_t i = 0; i < m; i++)
         memset(lowbit_int8_product_row(p, task, m0 + i) + p->k, 0, padded - p->k);
 #if defined(__x86_64__)
     if (p->gemm->x_layout == LOWBIT_INT8_TILES)
-        lowbit_int8_tiles__amx(m, padded, p->staging[task], padded + 64,
+        lowbit_int8_tiles__amx(m, padded, p->scratch[task].staging, p->row_stride,
                                p->x + m0 / LOWBIT_INT8_UNIT_M * p->x_stride);
 #endif
 }
@@ -94,7 +88,7 @@ static void run_tile(const struct lowbit_int8_product *p, size_t task, size_t ti
     }
     if (p->gemm->pack)
         p->gemm->pack(n, p->k, p->weight + n0 * p->k, p->k, scratch->panel);
-    const size_t share = round_up(prefetch_size / steps + 1, 64);
+    const size_t share = lowbit_round_up(prefetch_size / steps + 1, 64);
     for (size_t m0 = 0; m0 < p->m; m0 += height) {
         const size_t m = p->m - m0 < height ? p->m - m0 : height;
         const size_t size = share < prefetch_size ? share : prefetch_size;

@@ -19,14 +19,15 @@ struct lowbit_int8_product {
     const struct lowbit_int8_gemm *gemm;
     size_t m, n, k; // m rows of x in this block
     const int8_t *weight;
-    int8_t *x;        // quantized, in the gemm's layout
-    size_t x_stride;  // bytes from row to row, or from 16 rows to the next 16
-    int32_t *xsum;    // [m]
-    int8_t **staging; // [tasks] 16 rows before they are put into TILES layout
+    int8_t *x;         // quantized, in the gemm's layout
+    size_t x_stride;   // bytes from row to row, or from 16 rows to the next 16
+    int32_t *xsum;     // [m]
+    size_t row_stride; // bytes from row to row while they are quantized
     struct lowbit_int8_scratch {
-        int8_t *panel; // the packed weight, if the gemm wants it so
-        int32_t *acc;  // [TILE_M][TILE_N]
-    } *scratch;        // [tasks]
+        int8_t *staging; // 16 rows before they are put into TILES layout, if the gemm wants that
+        int8_t *panel;   // the packed weight, if the gemm wants it so
+        int32_t *acc;    // [TILE_M][TILE_N]
+    } *scratch;          // [tasks]
     // Takes the sums of m rows from m0 and n columns from n0 on; called by task, for each tile with
     // ascending m0.
     void (*finish)(void *ctx, size_t task, size_t m0, size_t m, size_t n0, size_t n,
