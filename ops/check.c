@@ -25,9 +25,10 @@ lowbit_status lowbit_fail(lowbit_status status, const char *format, ...) {
     return status;
 }
 
-static const char *const dtype_names[] = {"float32", "float16", "bfloat16", "int8", "int32"};
-static const size_t dtype_sizes[] = {4, 2, 2, 1, 4};
-enum { DTYPES = 5 };
+static const char *const dtype_names[] = {"float32", "float16", "bfloat16", "int8", "int32",
+                                          "uint8"};
+static const size_t dtype_sizes[] = {4, 2, 2, 1, 4, 1};
+enum { DTYPES = 6 };
 
 static lowbit_status check_dtype(const char *op, const char *name, lowbit_dtype dtype,
                                  unsigned dtypes) {

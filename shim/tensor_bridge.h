@@ -75,9 +75,11 @@ inline lowbit_dtype dtype_of(const char *op, const char *name, ScalarType type) 
     case ScalarType::BFloat16: return LOWBIT_BFLOAT16;
     case ScalarType::Char: return LOWBIT_INT8;
     case ScalarType::Int: return LOWBIT_INT32;
+    case ScalarType::Byte: return LOWBIT_UINT8;
     default:
         refuse(op, name, " has dtype ", to_string(type),
-               ", which is none that lowbit knows: float32, float16, bfloat16, int8 and int32");
+               ", which is none that lowbit knows: float32, float16, bfloat16, int8, int32 and "
+               "uint8");
     }
 }
 
@@ -179,6 +181,21 @@ inline std::optional<View> vector_of(const char *op, const char *name, const Opt
     if (!tensor)
         return std::nullopt;
     return vector_of(op, name, *tensor, shape);
+}
+
+// A contiguous input of any shape, as a vector of its elements. Never a copy.
+inline View flat_of(const char *op, const char *name, const Tensor &tensor) {
+    check_on_cpu(op, name, tensor);
+    if (!tensor.is_contiguous())
+        refuse(op, name, " is not contiguous");
+    return make_view(op, name, tensor, const_cast<void *>(tensor.const_data_ptr()),
+                     static_cast<size_t>(tensor.numel()), 1, 1);
+}
+
+inline std::optional<View> flat_of(const char *op, const char *name, const OptionalTensor &tensor) {
+    if (!tensor)
+        return std::nullopt;
+    return flat_of(op, name, *tensor);
 }
 
 inline const lowbit_tensor *pointer(const std::optional<View> &view) {

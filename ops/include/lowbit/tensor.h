@@ -11,6 +11,7 @@ typedef enum lowbit_dtype {
     LOWBIT_BFLOAT16 = 2, // the upper half of a binary32
     LOWBIT_INT8 = 3,
     LOWBIT_INT32 = 4,
+    LOWBIT_UINT8 = 5,
 } lowbit_dtype;
 
 // A row-major matrix in the caller's memory: element (i, j) is data[i * stride + j], counted in
