@@ -37,15 +37,15 @@ lowbit_status lowbit_check_codebook256(const char *op, const lowbit_tensor *code
     return LOWBIT_OK;
 }
 
-// The largest float up to the midpoint of a <= b, never -0. In double precision a + b is a sum and
-// an error (Knuth's TwoSum), and halving is exact.
+// The largest float up to the midpoint of a < b, never -0. In double precision a + b is a sum and an
+// error (Knuth's TwoSum), and halving is exact.
 static float midpoint_down(float a, float b) {
     const double sum = (double)a + b, b_used = sum - a, a_used = sum - b_used;
     const double error = (a - a_used) + (b - b_used);
     float middle = (float)(0.5 * sum);
     if (2.0 * middle > sum || (2.0 * middle == sum && error < 0.0))
         middle = nextafterf(middle, -INFINITY);
-    return middle + 0.0f;
+    return middle;
 }
 
 static size_t bucket_of(float v) {

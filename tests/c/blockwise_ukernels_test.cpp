@@ -94,22 +94,50 @@ TEST_P(BlockwiseQuantize, EqualsReference) {
             }
 }
 
-// Every upper half of a float, with lower halves around the thresholds in it, for every codebook.
+// Every upper half of a float, with lower halves around the thresholds in it.
 TEST_P(BlockwiseQuantize, FindsEveryThreshold) {
     Random random(211);
-    for (int kind = 0; kind < codebook_kinds; kind++) {
-        SCOPED_TRACE(codebook_name(kind));
-        const Tensor values = codebook(kind, random);
-        lowbit_blockwise_encoder encoder;
-        lowbit_blockwise_encoder_init((const float *)values->data, &encoder);
+    std::vector<Tensor> codebooks;
+    for (int kind = 0; kind < codebook_kinds; kind++)
+        codebooks.push_back(codebook(kind, random));
+    // One threshold alone: in the first and last buckets and beside them, and beyond.
+    for (float threshold : {0.0f,
+                            0x1p-149f,
+                            0x1p-127f,
+                            0x1p-25f,
+                            0x1.fffffep-25f,
+                            0x1p-24f,
+                            0x1.01p-24f,
+                            0x1.01fffep-24f,
+                            0x1.02p-24f,
+                            0x1.030002p-24f,
+                            0x1p-23f,
+                            0x1.234568p-10f,
+                            0.5f,
+                            0x1.fffffep-1f,
+                            1.0f,
+                            0x1.000002p0f,
+                            0x1.01p0f,
+                            0x1.02p0f,
+                            2.0f,
+                            0x1p120f})
+        for (float sign : {1.0f, -1.0f}) {
+            Tensor two = Tensor::vector(LOWBIT_FLOAT32, 256);
+            for (size_t i = 0; i < 256; i++)
+                two.set(i, 0, (i < 100) == (sign > 0) ? 0 : 2 * sign * threshold);
+            codebooks.push_back(std::move(two));
+        }
+    for (const Tensor &values : codebooks) {
+        const Array<lowbit_blockwise_encoder> encoder(1);
+        lowbit_blockwise_encoder_init((const float *)values->data, encoder.data());
         std::vector<float> near = {1, -1};
-        for (uint32_t upper = 0; upper <= 0x3f80; upper += kind % 2 + 1)
+        for (uint32_t upper = 0; upper <= 0x3f80; upper++)
             for (uint32_t sign : {0u, 0x80000000u}) {
                 const uint32_t lower = upper < 0x3f80 ? (uint32_t)random.below(0x10000) : 0;
                 near.push_back(lowbit_float_from_bits(sign | upper << 16 | lower));
             }
         for (size_t i = 0; i < 255; i++) {
-            const float threshold = encoder.threshold[i];
+            const float threshold = encoder[0].threshold[i];
             for (float v : {std::nextafter(threshold, -INFINITY), threshold,
                             std::nextafter(threshold, INFINITY), -threshold})
                 if (std::fabs(v) <= 1)
@@ -122,10 +150,26 @@ TEST_P(BlockwiseQuantize, FindsEveryThreshold) {
             x.set(0, 1); // absmax
             for (size_t k = 1; k < n; k++)
                 x.set(k, near[i + k - 1]);
-            expect_equals_reference(x, values, encoder, blocksize, GuardedBuffer::at_end);
+            expect_equals_reference(x, values, encoder[0], blocksize, GuardedBuffer::at_end);
             if (HasFailure())
                 return;
         }
+    }
+}
+
+// 1 / absmax is subnormal then, and x / absmax may come out above 1.
+TEST_P(BlockwiseQuantize, HugeBlocks) {
+    Random random(214);
+    for (float threshold : {0x1.fffffep-1f, 1.0f, 0x1.000002p0f}) {
+        Tensor values = Tensor::vector(LOWBIT_FLOAT32, 256);
+        for (size_t i = 0; i < 256; i++)
+            values.set(i, 0, i < 100 ? 0 : 2 * threshold);
+        lowbit_blockwise_encoder encoder;
+        lowbit_blockwise_encoder_init((const float *)values->data, &encoder);
+        Floats x((lowbit_float)dtype, 3200);
+        for (size_t i = 0; i < x.size(); i++)
+            x.set(i, std::ldexp(random.uniform(1, 2), dtype == LOWBIT_FLOAT16 ? 15 : 127));
+        expect_equals_reference(x, values, encoder, 32, GuardedBuffer::at_end);
     }
 }
 
