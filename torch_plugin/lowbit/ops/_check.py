@@ -104,6 +104,21 @@ def check_scales(
             check_device(op, name, scale, device)
 
 
+def check_codebook(op: str, codebook: Tensor, size: int, device: torch.device) -> None:
+    """What of a codebook can be told without its values."""
+    check_dtype(op, "codebook", codebook.dtype, (torch.float32,))
+    check_shape(op, "codebook", codebook, (size,))
+    check_contiguous(op, "codebook", codebook)
+    check_device(op, "codebook", codebook, device)
+
+
+def check_blocksize(op: str, blocksize: int) -> None:
+    torch._check(
+        32 <= blocksize <= 4096 and blocksize & (blocksize - 1) == 0,
+        lambda: f"lowbit::{op}: blocksize is {blocksize}, expected a power of two from 32 to 4096",
+    )
+
+
 def refuse_gradient(op: str, why: str) -> None:
     """Without a formula, autograd would let a wrong zero through with no more than a warning."""
 
