@@ -17,11 +17,16 @@ LOWBIT_INLINE __m256 lowbit_load8(enum lowbit_float type, const void *array, siz
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
 
+// A NaN becomes the positive quiet NaN.
+LOWBIT_INLINE __m256 lowbit_quiet8(__m256 value) {
+    __m256 nan = _mm256_cmp_ps(value, value, _CMP_UNORD_Q);
+    return _mm256_blendv_ps(value, _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000)), nan);
+}
+
 // Rounds half to even; a NaN becomes the positive quiet NaN. bf16 is rounded with integers: the
 // instruction for it flushes subnormals.
 LOWBIT_INLINE void lowbit_store8(enum lowbit_float type, void *array, size_t i, __m256 value) {
-    __m256 nan = _mm256_cmp_ps(value, value, _CMP_UNORD_Q);
-    value = _mm256_blendv_ps(value, _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000)), nan);
+    value = lowbit_quiet8(value);
     if (type == f32) {
         _mm256_storeu_ps((float *)array + i, value);
         return;
