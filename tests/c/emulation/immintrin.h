@@ -86,6 +86,13 @@ static inline __m512i emulated_cvtepu8_epi64(__m128i a) {
     return emulated_join(_mm256_cvtepu8_epi64(a), _mm256_cvtepu8_epi64(_mm_srli_si128(a, 4)));
 }
 
+// Of -0 too, which SIMDe leaves as it is.
+static inline __m512 emulated_abs_ps(__m512 a) {
+    const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    return emulated_join_ps(_mm256_and_ps(emulated_half_ps(a, 0), magnitude),
+                            _mm256_and_ps(emulated_half_ps(a, 1), magnitude));
+}
+
 static inline __m512i emulated_srai_epi32(__m512i a, int count) {
     return emulated_join(_mm256_srai_epi32(emulated_half(a, 0), count),
                          _mm256_srai_epi32(emulated_half(a, 1), count));
@@ -209,6 +216,7 @@ EMULATED_GATHER(emulated_i32gather_ps, __m512, float)
 #undef _mm512_cvtepi8_epi32
 #undef _mm512_cvtepu8_epi32
 #undef _mm512_cvtepu8_epi64
+#undef _mm512_abs_ps
 #undef _mm512_srai_epi32
 #undef _mm512_i32gather_epi32
 #undef _mm512_i32gather_ps
@@ -239,6 +247,7 @@ EMULATED_GATHER(emulated_i32gather_ps, __m512, float)
 #define _mm512_cvtepi8_epi32 emulated_cvtepi8_epi32
 #define _mm512_cvtepu8_epi32 emulated_cvtepu8_epi32
 #define _mm512_cvtepu8_epi64 emulated_cvtepu8_epi64
+#define _mm512_abs_ps emulated_abs_ps
 #define _mm512_srai_epi32 emulated_srai_epi32
 #define _mm512_i32gather_epi32 emulated_i32gather_epi32
 #define _mm512_i32gather_ps emulated_i32gather_ps
