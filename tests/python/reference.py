@@ -7,6 +7,9 @@ float32 product is exact in float64, and the sum is rounded to odd there before 
 float32, so that it is rounded only once in effect.
 """
 
+import itertools
+from fractions import Fraction
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -167,15 +170,44 @@ def grad_input(
     return from_float32(total, grad_output.dtype).reshape(*grad_output.shape[:-1], k)
 
 
+def nearest(v: np.ndarray, codebook: np.ndarray) -> np.ndarray:
+    """The first code of the nearest value, a tie to the smaller one, in exact arithmetic."""
+    values, inverse = np.unique(codebook + F32(0), return_index=True)  # + 0: one zero of the two
+    middles = [(Fraction(float(a)) + Fraction(float(b))) / 2 for a, b in itertools.pairwise(values)]
+    below = np.array([float(m) for m in middles])  # float64, then the float32 that is not above
+    below = below.astype(F32)
+    for i, m in enumerate(middles):
+        if Fraction(float(below[i])) > m:
+            below[i] = np.nextafter(below[i], F32(-np.inf))
+    return inverse[np.searchsorted(below, v, side="left")].astype(np.uint8)
+
+
+def blockwise_quantize(x: Tensor, codebook: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:
+    values = to_numpy(x).reshape(-1)
+    values = np.where(np.isfinite(values), values, F32(0))
+    padded = np.zeros((-(-values.size // blocksize), blocksize), F32)
+    padded.reshape(-1)[: values.size] = values
+    absmax = np.abs(padded).max(-1, initial=0)
+    with np.errstate(all="ignore"):
+        inv = np.where(absmax >= F32(2.0**-126), F32(1) / absmax, F32(0)).astype(F32)
+    q = nearest((padded * inv[:, None]).reshape(-1)[: values.size], codebook.numpy())
+    return torch.from_numpy(q).view(x.shape), torch.from_numpy(absmax)
+
+
+def blockwise_dequantize(
+    q: Tensor, absmax: Tensor, codebook: Tensor, dtype: torch.dtype, blocksize: int
+) -> Tensor:
+    scales = np.repeat(absmax.numpy(), blocksize)[: q.numel()].reshape(q.shape)
+    return from_float32(codebook.numpy()[q.numpy()] * scales, dtype)
+
+
 def nearest_code(values: np.ndarray, codebook: np.ndarray) -> np.ndarray:
     """The code of the nearest codebook value: a tie goes to the smaller value, equal values to the
     smaller code."""
     order = np.argsort(codebook, kind="stable")
     ascending = codebook[order]
     middle = (ascending[:-1] + ascending[1:]) * F32(0.5)
-    place = np.searchsorted(
-        middle, values, side="left"
-    )  # middle[place - 1] < value <= middle[place]
+    place = np.searchsorted(middle, values, side="left")  # the one with middle above or at value
     first = np.searchsorted(ascending, ascending[place], side="left")  # of a run of equal values
     return order[first]
 

@@ -163,7 +163,7 @@ def test_no_second_copy_of_a_strided_weight() -> None:
         ({"codebook": "nf5"}, "LUT4Linear: codebook is 'nf5', expected one of nf4"),
         ({"codebook": range(15)}, r"LUT4Linear: codebook is \[0, .*expected 16 numbers"),
         ({"codebook": [math.nan] * 16}, r"LUT4Linear: codebook is .*nan"),
-        ({"blocksize": 16}, "blocksize is 16, expected a power of two in 32..4096"),
+        ({"blocksize": 16}, "blocksize is 16, expected a power of two from 32 to 4096"),
         ({"blocksize": 8192}, "blocksize is 8192"),
         ({"blocksize": 96}, "blocksize is 96"),
         ({"blocksize": 64.0}, r"blocksize is 64\.0"),
