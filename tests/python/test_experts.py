@@ -586,11 +586,10 @@ def test_quantize_takes_experts(
         options["absmax_dtype"] = torch.float16
     report = lowbit.quantize_(model, options.pop("bits", 8), **options)
     assert set(experts(model)) <= set(report.replaced)
-    assert len(experts(model)) == len(experts(loaded)) > 0
-    for path, module in experts(model).items():
-        assert same_state(module, experts(loaded)[path])
+    assert len(experts(model)) > 0
+    assert same_state(model, loaded)
+    assert same_bits(run(model), run(loaded))
     assert report.bytes_after == sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-    assert same_bits(run(model), run(loaded)) or set(report.skipped) != {"lm_head"}
 
 
 def test_quantize_checks_every_expert_first() -> None:
