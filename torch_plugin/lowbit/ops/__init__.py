@@ -12,6 +12,9 @@ from lowbit.ops import (
     int8_linear,
     int8_matmul,
     int8_quantize,
+    lut4_dequantize,
+    lut4_linear,
+    lut4_quantize,
 )
 
 __all__ = [
@@ -21,4 +24,7 @@ __all__ = [
     "int8_linear",
     "int8_matmul",
     "int8_quantize",
+    "lut4_dequantize",
+    "lut4_linear",
+    "lut4_quantize",
 ]

@@ -20,7 +20,7 @@ def _(
     _check.check_dtype(op, "q", q.dtype, (torch.uint8,))
     _check.check_blocksize(op, blocksize)
     _check.check_dtype(op, "absmax", absmax.dtype, (torch.float32,))
-    _check.check_shape(op, "absmax", absmax, ((q.numel() + blocksize - 1) // blocksize,))
+    _check.check_shape(op, "absmax", absmax, (_check.ceil_div(q.numel(), blocksize),))
     _check.check_contiguous(op, "absmax", absmax)
     _check.check_device(op, "absmax", absmax, q.device)
     _check.check_codebook(op, codebook, 256, q.device)

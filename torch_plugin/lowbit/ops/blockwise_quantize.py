@@ -13,7 +13,7 @@ def _(x: Tensor, codebook: Tensor, blocksize: int = 256) -> tuple[Tensor, Tensor
     _check.check_dtype(op, "x", x.dtype, _check.FLOATS)
     _check.check_codebook(op, codebook, 256, x.device)
     _check.check_blocksize(op, blocksize)
-    blocks = (x.numel() + blocksize - 1) // blocksize
+    blocks = _check.ceil_div(x.numel(), blocksize)
     return x.new_empty(x.shape, dtype=torch.uint8), x.new_empty(blocks, dtype=torch.float32)
 
 
