@@ -160,6 +160,29 @@ def test_compute_dtype(checkpoints: dict[str, str], options: dict[str, object]) 
     assert run(model).dtype == torch.float32
 
 
+@pytest.mark.parametrize("options", OPTIONS)
+def test_layers_that_the_file_keeps_together(
+    checkpoints: dict[str, str], options: dict[str, object], tmp_path: Path
+) -> None:
+    """Query, key and value in one matrix, as transformers takes apart and puts together again; not
+    so with codes."""
+    keys = load_file(Path(checkpoints["nomic_bert"]) / "model.safetensors").keys()
+    assert "encoder.layers.0.attn.Wqkv.weight" in keys
+    original = AutoModel.from_pretrained(checkpoints["nomic_bert"])
+    config = LowbitConfig(**options)
+    model = AutoModel.from_pretrained(checkpoints["nomic_bert"], quantization_config=config)
+    assert len(quantized(model)) == 14
+    for path, layer in quantized(model).items():
+        expected = type(layer).from_float(original.get_submodule(path), **layer.options())
+        assert same_state(layer, expected)
+    model.save_pretrained(tmp_path)
+    again, loaded = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(loaded.values())
+    assert same_state(model, again)
+    model.dequantize().save_pretrained(tmp_path / "float")
+    assert load_file(tmp_path / "float" / "model.safetensors").keys() == keys
+
+
 # Saving and loading again
 
 
