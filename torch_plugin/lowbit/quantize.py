@@ -80,9 +80,14 @@ def quantize_(
     template = kind(2, 2, device="meta", **options)  # checks the options
     options = template.options()
     _check_model(model)
-    candidates, skipped = _choose(
-        model, _check_names(model, "skip", skip), _check_names(model, "include", include)
-    )
+    included = _check_names(model, "include", include)
+    candidates, skipped = _choose(model, _check_names(model, "skip", skip), included)
+    stay = [name for name in included if name not in candidates]
+    if stay:
+        why = skipped.get(stay[0], f"a {type(model.get_submodule(stay[0])).__qualname__}")
+        raise ValueError(
+            f"quantize_: include names {stay[0]} ({why}), expected a plain linear layer"
+        )
     for name, module in candidates.items():
         problem = _why_not_quantizable(kind, float_weight(module), options)
         if problem:
