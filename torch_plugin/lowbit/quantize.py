@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Quantizing the linear layers of a model in place."""
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.nn import Int8Linear, LowbitLinear, LUT4Linear
-from lowbit.nn.experts import fused_weights
+from lowbit.nn.experts import fused_weights, matrices, quantize_experts, why_not_experts
 from lowbit.nn.lowbit_linear import float_weight
+from lowbit.nn.lowbit_module import LowbitModule
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,11 @@ def quantize_(
     One layer is replaced after the other, so memory peaks at the model plus one layer. Left as they
     are: the output head, layers whose weight is tied to another module, those in `skip`, subclasses
     of torch.nn.Linear, layers with hooks, and weights that no kernel takes. All weights are checked
-    before the first is replaced: on an error the model is unchanged.
+    before the first is replaced: on an error the model is unchanged. The fused experts of a
+    transformers model are quantized one by one where they are (lowbit.nn.experts).
 
     Args:
-        model: any module that contains torch.nn.Linear or transformers Conv1D.
+        model: any module that contains torch.nn.Linear, transformers Conv1D or fused experts.
         bits: 8 (lowbit.nn.Int8Linear) or 4 (lowbit.nn.LUT4Linear).
         skip: names of modules to leave alone, with everything inside them.
         include: names of layers to replace although they are the output head or tied; a tied one
@@ -89,18 +92,40 @@ def quantize_(
             f"quantize_: include names {stay[0]} ({why}), expected a plain linear layer"
         )
     for name, module in candidates.items():
-        problem = _why_not_quantizable(kind, float_weight(module), options)
-        if problem:
-            raise ValueError(
-                f"quantize_: the weight of {name} {problem}; name it in skip to leave it alone"
-            )
+        for weight in _matrices(module):
+            problem = _why_not_quantizable(kind, weight, options)
+            if problem:
+                raise ValueError(
+                    f"quantize_: the weight of {name} {problem}; name it in skip to leave it alone"
+                )
     before = _bytes(model)
     names = tuple(candidates)
     for done, name in enumerate(names, 1):
-        model.set_submodule(name, kind.from_float(candidates.pop(name), **options))
+        module = candidates.pop(name)
+        if float_weight(module) is None:
+            quantize_experts(module, functools.partial(kind, device="meta", **options))
+        else:
+            model.set_submodule(name, kind.from_float(module, **options))
+        del module  # or the float layer would live on beside the next
         if progress:
             progress(name, done, len(names))
     return Report(names, skipped, before, _bytes(model))
+
+
+def _weights(module: nn.Module) -> list[nn.Parameter]:
+    """Those of a linear layer or of experts; of another module none."""
+    names = ["weight"] if float_weight(module) is not None else fused_weights(module)
+    return [getattr(module, name) for name in names]
+
+
+def _matrices(module: nn.Module) -> Iterator[Tensor]:
+    """The same as [N, K], one after the other."""
+    weight = float_weight(module)
+    if weight is not None:
+        yield weight
+    else:
+        for projection in fused_weights(module):
+            yield from matrices(module, projection)
 
 
 def _why_not_quantizable(
@@ -122,7 +147,7 @@ def _check_model(model: nn.Module) -> None:
     method = getattr(model, "quantization_method", None)
     method = getattr(method, "value", method)
     for name, module in model.named_modules():
-        if isinstance(module, LowbitLinear):
+        if isinstance(module, LowbitModule):
             method = f"lowbit ({name} is a {type(module).__name__})"
             break
     if method:
@@ -160,35 +185,34 @@ def _choose(
     chosen: dict[str, nn.Module] = {}
     skipped: dict[str, str] = {}
     for name, module in model.named_modules():
-        weight = float_weight(module)
-        if weight is None:
-            reason = _why_not_linear(module)
-            if reason:
-                skipped[name] = reason
+        reason = _why_not_ours(module)
+        if reason:
+            skipped[name] = reason
+        elif not (weights := _weights(module)):
+            continue
         elif any(name == parent or name.startswith(f"{parent}.") for parent in skip):
             skipped[name] = "named in skip"
-        elif uses[id(module.weight)] > 1 and name not in include:
+        elif any(uses[id(weight)] > 1 for weight in weights) and name not in include:
             skipped[name] = "its weight is tied to another module"
         elif (id(module) in heads or name.rpartition(".")[2] == "lm_head") and name not in include:
             skipped[name] = "output head"
         elif module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
             skipped[name] = "has hooks, which a new layer would lose"
-        elif weight.dtype == torch.float64:
+        elif weights[0].dtype == torch.float64:
             skipped[name] = "its weight is float64"
         else:
             chosen[name] = module
     return chosen, skipped
 
 
-def _why_not_linear(module: nn.Module) -> str | None:
-    """Why a module with matrices for linear maps is none that quantize_ replaces; None if it has
-    no such matrices."""
-    if isinstance(module, nn.Linear):
+def _why_not_ours(module: nn.Module) -> str | None:
+    """Why a module with matrices for linear maps is none that quantize_ replaces; None if it is one
+    or has no such matrices."""
+    if isinstance(module, nn.Linear) and float_weight(module) is None:
         return f"{type(module).__qualname__} is a subclass of torch.nn.Linear"
-    experts = fused_weights(module)
-    if experts:
-        return f"{', '.join(experts)}: fused expert weights stay float"
-    return None
+    fused = fused_weights(module)
+    problem = why_not_experts(module) if fused else None
+    return f"{', '.join(fused)}: {problem}" if problem else None
 
 
 def _bytes(model: nn.Module) -> int:

@@ -63,22 +63,23 @@ class LowbitQuantizer(HfQuantizer):
         skip = self._names_to_skip(model)
         unfit: dict[str, str] = {}
         for name, module in list(model.named_modules()):
-            weight, fused = float_weight(module), fused_weights(module)
-            if weight is not None:
-                if self._converts(model, name, skip):
-                    self._replace_linear(model, name, module, weight)
-            elif fused and all(
-                self._converts(model, part, skip) for part in _with_projections(name, module)
+            if not all(
+                self._converts(model, each, skip) for each in _with_projections(name, module)
             ):
-                problem = why_not_experts(module)
-                if not self.quantizes_experts:
-                    continue
-                if problem:
-                    unfit[name] = problem
-                else:
-                    floats = {projection: getattr(module, projection) for projection in fused}
-                    convert_experts(module, self.quantization_config.new_layer)
-                    self._take(name, module, floats)
+                continue
+            try:
+                if float_weight(module) is not None:
+                    self._replace_linear(model, name, module)
+                elif fused_weights(module) and self.quantizes_experts:
+                    problem = why_not_experts(module)
+                    if problem:
+                        unfit[name] = problem
+                    else:
+                        self._convert_experts(name, module)
+            except ValueError as error:  # of a layer that does not take the size
+                raise ValueError(
+                    f"lowbit: {name}: {error}; name it in skip_modules to leave it float"
+                ) from None
         if unfit:
             name, problem = next(iter(unfit.items()))
             warnings.warn(
@@ -90,9 +91,8 @@ class LowbitQuantizer(HfQuantizer):
         model._initialize_missing_keys = functools.partial(self._initialize_missing_keys, model)
         return model
 
-    def _replace_linear(
-        self, model: nn.Module, name: str, module: nn.Module, weight: Tensor
-    ) -> None:
+    def _replace_linear(self, model: nn.Module, name: str, module: nn.Module) -> None:
+        weight = float_weight(module)
         layer = self.quantization_config.new_layer(
             weight.shape[1], weight.shape[0], bias=module.bias is not None, dtype=weight.dtype
         )
@@ -100,6 +100,11 @@ class LowbitQuantizer(HfQuantizer):
             self._conv1d.add(name)
         model.set_submodule(name, layer)
         self._take(name, layer, {"weight": module.weight})
+
+    def _convert_experts(self, name: str, module: nn.Module) -> None:
+        floats = {projection: getattr(module, projection) for projection in fused_weights(module)}
+        convert_experts(module, self.quantization_config.new_layer)
+        self._take(name, module, floats)
 
     def _take(self, name: str, module: LowbitModule, floats: dict[str, nn.Parameter]) -> None:
         for part in module.stored():
