@@ -206,7 +206,7 @@ def nearest_code(values: np.ndarray, codebook: np.ndarray) -> np.ndarray:
     smaller code."""
     order = np.argsort(codebook, kind="stable")
     ascending = codebook[order]
-    middle = (ascending[:-1] + ascending[1:]) * F32(0.5)
+    middle = F32(0.5) * ascending[:-1] + F32(0.5) * ascending[1:]
     place = np.searchsorted(middle, values, side="left")  # the one with middle above or at value
     first = np.searchsorted(ascending, ascending[place], side="left")  # of a run of equal values
     return order[first]
@@ -258,5 +258,5 @@ def lut4_dequantize(
 def same_bits(a: Tensor, b: Tensor) -> bool:
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
-    integers = {4: torch.int32, 2: torch.int16, 1: torch.int8}[a.element_size()]
+    integers = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}[a.element_size()]
     return torch.equal(a.contiguous().view(integers), b.contiguous().view(integers))

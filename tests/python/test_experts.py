@@ -6,6 +6,7 @@ import pickle
 import sys
 from pathlib import Path
 
+import lowbit
 import pytest
 import torch
 from reference import same_bits
@@ -625,3 +626,38 @@ def test_memory_while_loading(checkpoints: dict[str, str], width: int, tmp_path:
     layer = 8 * 3 * 512 * 512 * 2  # in bfloat16
     assert kept < 1.15 * footprint
     assert peak < 1.15 * footprint + layer + 2 * 2**20
+
+
+# quantize_
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("name", MODELS)
+def test_quantize_takes_experts(
+    checkpoints: dict[str, str], name: str, options: dict[str, object]
+) -> None:
+    """The same parameters as from_pretrained makes."""
+    options = dict(options)
+    model = AutoModelForCausalLM.from_pretrained(checkpoints[name])
+    loaded = load(checkpoints, name, **options)
+    if "absmax_dtype" in options:
+        options["absmax_dtype"] = torch.float16
+    report = lowbit.quantize_(model, options.pop("bits", 8), **options)
+    assert set(experts(model)) <= set(report.replaced)
+    assert len(experts(model)) > 0
+    assert same_state(model, loaded)
+    assert same_bits(run(model), run(loaded))
+    assert report.bytes_after == sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+
+
+def test_quantize_checks_every_expert_first() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), module(), module())
+    model[2].down_proj.data[E - 1, 2, 3] = torch.nan
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match="the weight of 2 holds NaN"):
+        lowbit.quantize_(model, bits=4)
+    assert not experts(model)
+    assert all(torch.equal(v, before[n]) or v.isnan().any() for n, v in model.state_dict().items())
+    assert lowbit.quantize_(model, bits=4, skip=["2"]).replaced == ("0", "1")
+    with pytest.raises(ValueError, match="already quantized by lowbit"):
+        lowbit.quantize_(model[1:], bits=4)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Quantizing the linear layers of a model in place."""
+"""Quantizing the linear layers and experts of a model in place."""
 
 import functools
 from collections import Counter
@@ -11,7 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.nn import Int8Linear, LowbitLinear, LUT4Linear
-from lowbit.nn.experts import fused_weights, matrices, quantize_experts, why_not_experts
+from lowbit.nn.experts import (
+    fused_weights,
+    matrices,
+    quantize_experts,
+    why_not_experts,
+)
 from lowbit.nn.lowbit_linear import float_weight
 from lowbit.nn.lowbit_module import LowbitModule
 
@@ -28,7 +33,7 @@ class Report:
 
     def __str__(self) -> str:
         total = (
-            f"{len(self.replaced)} linear layers quantized, {len(self.skipped)} left as they were, "
+            f"{len(self.replaced)} layers quantized, {len(self.skipped)} left as they were, "
             f"{self.bytes_before / 2**20:.1f} MiB -> {self.bytes_after / 2**20:.1f} MiB"
         )
         return "\n".join(
@@ -50,11 +55,11 @@ def quantize_(
 ) -> Report:
     """Replaces the linear layers of model by low-bit ones, in place, and reports.
 
-    One layer is replaced after the other, so memory peaks at the model plus one layer. Left as they
+    Fused experts, transformers' modules with weights [E, ., .], are quantized expert by expert. One
+    layer is replaced after the other, so memory peaks at the model plus one layer. Left as they
     are: the output head, layers whose weight is tied to another module, those in `skip`, subclasses
     of torch.nn.Linear, layers with hooks, and weights that no kernel takes. All weights are checked
-    before the first is replaced: on an error the model is unchanged. The fused experts of a
-    transformers model are quantized one by one where they are (lowbit.nn.experts).
+    before the first is replaced: on an error the model is unchanged.
 
     Args:
         model: any module that contains torch.nn.Linear, transformers Conv1D or fused experts.
@@ -91,51 +96,41 @@ def quantize_(
         raise ValueError(
             f"quantize_: include names {stay[0]} ({why}), expected a plain linear layer"
         )
+    new_layer = functools.partial(kind, device="meta", **options)
     for name, module in candidates.items():
-        for weight in _matrices(module):
-            problem = _why_not_quantizable(kind, weight, options)
-            if problem:
-                raise ValueError(
-                    f"quantize_: the weight of {name} {problem}; name it in skip to leave it alone"
-                )
+        problem = next(filter(None, _problems(module, new_layer)), None)
+        if problem:
+            raise ValueError(
+                f"quantize_: the weight of {name} {problem}; name it in skip to leave it alone"
+            )
     before = _bytes(model)
     names = tuple(candidates)
     for done, name in enumerate(names, 1):
         module = candidates.pop(name)
         if float_weight(module) is None:
-            quantize_experts(module, functools.partial(kind, device="meta", **options))
+            quantize_experts(module, new_layer)
         else:
             model.set_submodule(name, kind.from_float(module, **options))
-        del module  # or the float layer would live on beside the next
+        del module
         if progress:
             progress(name, done, len(names))
     return Report(names, skipped, before, _bytes(model))
 
 
-def _weights(module: nn.Module) -> list[nn.Parameter]:
-    """Those of a linear layer or of experts; of another module none."""
-    names = ["weight"] if float_weight(module) is not None else fused_weights(module)
-    return [getattr(module, name) for name in names]
-
-
-def _matrices(module: nn.Module) -> Iterator[Tensor]:
-    """The same as [N, K], one after the other."""
+def _problems(module: nn.Module, new_layer: Callable[..., LowbitLinear]) -> Iterator[str | None]:
+    """Why a linear layer, or one expert after the other, cannot be quantized; None where it can."""
     weight = float_weight(module)
-    if weight is not None:
-        yield weight
+    if weight is None:
+        weights = (w for name in fused_weights(module) for w in matrices(module, name))
     else:
-        for projection in fused_weights(module):
-            yield from matrices(module, projection)
-
-
-def _why_not_quantizable(
-    kind: type[LowbitLinear], weight: Tensor, options: dict[str, Any]
-) -> str | None:
-    try:
-        layer = kind(weight.shape[1], weight.shape[0], bias=False, device="meta", **options)
-    except ValueError as error:  # the options are known to be good
-        return f"has shape {list(weight.shape)}: {error}"
-    return layer.why_not_quantizable(weight)
+        weights = iter([weight])
+    for weight in weights:
+        try:
+            layer = new_layer(weight.shape[1], weight.shape[0], bias=False)
+        except ValueError as error:  # of the size: the options are known to be good
+            yield f"has shape {list(weight.shape)}: {error}"
+        else:
+            yield layer.why_not_quantizable(weight)
 
 
 def _check_model(model: nn.Module) -> None:
@@ -185,34 +180,28 @@ def _choose(
     chosen: dict[str, nn.Module] = {}
     skipped: dict[str, str] = {}
     for name, module in model.named_modules():
-        reason = _why_not_ours(module)
-        if reason:
-            skipped[name] = reason
-        elif not (weights := _weights(module)):
+        plain = float_weight(module) is not None
+        fused = [] if plain else fused_weights(module)
+        weights = [getattr(module, part) for part in (fused or ["weight"] * plain)]
+        if isinstance(module, nn.Linear) and not plain:
+            skipped[name] = f"{type(module).__qualname__} is a subclass of torch.nn.Linear"
+        elif not weights:
             continue
         elif any(name == parent or name.startswith(f"{parent}.") for parent in skip):
             skipped[name] = "named in skip"
+        elif fused and (problem := why_not_experts(module)):
+            skipped[name] = f"{', '.join(fused)}: {problem}"
         elif any(uses[id(weight)] > 1 for weight in weights) and name not in include:
             skipped[name] = "its weight is tied to another module"
         elif (id(module) in heads or name.rpartition(".")[2] == "lm_head") and name not in include:
             skipped[name] = "output head"
         elif module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
             skipped[name] = "has hooks, which a new layer would lose"
-        elif weights[0].dtype == torch.float64:
+        elif any(weight.dtype == torch.float64 for weight in weights):
             skipped[name] = "its weight is float64"
         else:
             chosen[name] = module
     return chosen, skipped
-
-
-def _why_not_ours(module: nn.Module) -> str | None:
-    """Why a module with matrices for linear maps is none that quantize_ replaces; None if it is one
-    or has no such matrices."""
-    if isinstance(module, nn.Linear) and float_weight(module) is None:
-        return f"{type(module).__qualname__} is a subclass of torch.nn.Linear"
-    fused = fused_weights(module)
-    problem = why_not_experts(module) if fused else None
-    return f"{', '.join(fused)}: {problem}" if problem else None
 
 
 def _bytes(model: nn.Module) -> int:

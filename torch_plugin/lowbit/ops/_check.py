@@ -95,14 +95,12 @@ def is_blocksize(value: object) -> bool:
     return isinstance(value, int) and value in BLOCKSIZES
 
 
-def check_codebook(
-    op: str, codebook: Tensor, size: int, device: torch.device, name: str = "codebook"
-) -> None:
+def check_codebook(op: str, codebook: Tensor, size: int, device: torch.device) -> None:
     """What of a codebook can be told without its values."""
-    check_dtype(op, name, codebook.dtype, (torch.float32,))
-    check_shape(op, name, codebook, (size,))
-    check_contiguous(op, name, codebook)
-    check_device(op, name, codebook, device)
+    check_dtype(op, "codebook", codebook.dtype, (torch.float32,))
+    check_shape(op, "codebook", codebook, (size,))
+    check_contiguous(op, "codebook", codebook)
+    check_device(op, "codebook", codebook, device)
 
 
 def check_flat(
@@ -140,7 +138,7 @@ def check_lut4_weight(
     nested_offset), all there when absmax holds uint8 codes, else None."""
     check_blocksize(op, blocksize)
     check_flat(op, "packed", packed, (torch.uint8,), ceil_div(count, 2), device)
-    check_codebook(op, codebook, 16, device)
+    check_flat(op, "codebook", codebook, (torch.float32,), 16, device)
     blocks = ceil_div(count, blocksize)
     check_flat(op, "absmax", absmax, (torch.float32, torch.uint8), blocks, device)
     doubly = absmax.dtype == torch.uint8
@@ -149,15 +147,15 @@ def check_lut4_weight(
     torch._check(
         not wrong,
         lambda: (
-            f"lowbit::{op}: {wrong[0]} is {'missing' if doubly else 'given'}, expected "
-            f"{'a tensor' if doubly else 'none'} with absmax of dtype {_word(absmax.dtype)}"
+            f"lowbit::{op}: {wrong[0]} is {'null' if doubly else 'given'} with "
+            f"{_word(absmax.dtype)} absmax, expected {'a tensor' if doubly else 'none'}"
         ),
     )
     if doubly:
         nested_absmax, nested_codebook, nested_offset = nested
         groups = ceil_div(blocks, NESTED_BLOCKSIZE)
         check_flat(op, "nested_absmax", nested_absmax, (torch.float32,), groups, device)
-        check_codebook(op, nested_codebook, 256, device, "nested_codebook")
+        check_flat(op, "nested_codebook", nested_codebook, (torch.float32,), 256, device)
         check_flat(op, "nested_offset", nested_offset, (torch.float32,), 1, device)
 
 

@@ -59,8 +59,8 @@ def _(
     _check.check_has_rows(op, "grad_output", grad_output)
     _check.check_dtype(op, "grad_output", grad_output.dtype, _check.FLOATS)
     torch._check(
-        in_features > 0,
-        lambda: f"lowbit::{op}: in_features is {in_features}, expected at least one",
+        in_features >= 0,
+        lambda: f"lowbit::{op}: in_features is {in_features}, expected no negative number",
     )
     count = grad_output.shape[-1] * in_features
     nested = (nested_absmax, nested_codebook, nested_offset)
