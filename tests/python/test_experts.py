@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 transformers = pytest.importorskip("transformers")
 
-import lowbit  # noqa: E402
 from lowbit.integrations.transformers import LowbitConfig, LowbitQuantizer  # noqa: E402
 from lowbit.nn import Int8Linear, LowbitLinear, LUT4Linear  # noqa: E402
 from lowbit.nn.experts import (  # noqa: E402
@@ -295,38 +294,6 @@ def test_fresh_quantization(
     assert isinstance(model.model.layers[0].self_attn.q_proj, LowbitLinear)
     original = AutoModelForCausalLM.from_pretrained(checkpoints[name])
     assert cosine(run(original), run(model)) > CLOSE[options.get("bits", 8)]
-
-
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("options", WIDTHS)
-def test_quantize_in_place(
-    checkpoints: dict[str, str], name: str, options: dict[str, object]
-) -> None:
-    model = AutoModelForCausalLM.from_pretrained(checkpoints[name])
-    before = sum(p.nbytes for p in model.parameters())
-    report = lowbit.quantize_(model, **options)
-    assert "model.layers.1.mlp.experts" in report.replaced
-    assert report.skipped == {"lm_head": "output head"}
-    expected = load(checkpoints, name, **options)
-    assert same_state(model, expected)
-    assert report.bytes_before - before == report.bytes_after - sum(
-        p.nbytes for p in expected.parameters()
-    )
-    with pytest.raises(ValueError, match="already quantized by lowbit"):
-        lowbit.quantize_(model)
-
-
-def test_quantize_in_place_skips_names_and_names_a_bad_expert(checkpoints: dict[str, str]) -> None:
-    model = AutoModelForCausalLM.from_pretrained(checkpoints["mixtral"])
-    each = model.model.layers[1].mlp.experts
-    each.down_proj.data[2, 0, 0] = torch.nan
-    kinds = [type(m) for m in model.modules()]
-    with pytest.raises(ValueError, match=r"weight of model.layers.1.mlp.experts holds NaN"):
-        lowbit.quantize_(model)
-    assert [type(m) for m in model.modules()] == kinds
-    report = lowbit.quantize_(model, skip=["model.layers.1.mlp.experts"])
-    assert report.skipped["model.layers.1.mlp.experts"] == "named in skip"
-    assert list(experts(model)) == ["model.layers.0.mlp.experts"]
 
 
 @pytest.mark.parametrize("name", MODELS)
