@@ -125,7 +125,7 @@ def state(model: nn.Module) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bits": 4}, "bits is 4, expected 8"),
+        ({"bits": 3}, "bits is 3, expected 8 or 4"),
         ({"threshold": -1.0}, "threshold is -1"),
         ({"absmax_dtype": torch.bfloat16}, "absmax_dtype is torch.bfloat16"),
         ({"compute_dtype": torch.int8}, "compute_dtype is torch.int8"),

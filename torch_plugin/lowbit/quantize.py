@@ -4,11 +4,13 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lowbit.nn.int8_linear import Int8Linear, float_weight, why_not_quantizable
+from lowbit.nn import Int8Linear, LowbitLinear, LUT4Linear
+from lowbit.nn.lowbit_linear import float_weight
 
 
 @dataclass(frozen=True)
@@ -31,16 +33,17 @@ class Report:
         )
 
 
+_LAYERS: dict[int, type[LowbitLinear]] = {8: Int8Linear, 4: LUT4Linear}
+
+
 def quantize_(
     model: nn.Module,
     bits: int = 8,
     *,
-    threshold: float = 6.0,
-    offset: bool = False,
-    compute_dtype: torch.dtype | None = None,
-    absmax_dtype: torch.dtype = torch.float32,
     skip: Iterable[str] = (),
+    include: Iterable[str] = (),
     progress: Callable[[str, int, int], None] | None = None,
+    **options: Any,
 ) -> Report:
     """Replaces the linear layers of model by low-bit ones, in place, and reports.
 
@@ -51,28 +54,36 @@ def quantize_(
 
     Args:
         model: any module that contains torch.nn.Linear or transformers Conv1D.
-        bits: 8.
-        threshold, offset, compute_dtype, absmax_dtype: see lowbit.nn.Int8Linear.
+        bits: 8 (lowbit.nn.Int8Linear) or 4 (lowbit.nn.LUT4Linear).
         skip: names of modules to leave alone, with everything inside them.
+        include: names of layers to replace although they are the output head or tied; a tied one
+            then has a weight of its own.
         progress: called after each layer with its name, how many are done, and how many there are.
+        options: of the layer. 8 bits: threshold, offset, compute_dtype, absmax_dtype. 4 bits:
+            codebook, blocksize, double_quant, compute_dtype.
 
     Raises:
-        ValueError: bits, an option or a name in skip is wrong, model is quantized already or is
-            itself a linear layer, or a weight holds NaN, infinity or too large a value.
+        TypeError: an option that the layer does not have.
+        ValueError: bits, an option or a name is wrong, model is quantized already or is itself a
+            linear layer, or a weight holds NaN, infinity or too large a value.
     """
-    if bits != 8:
-        raise ValueError(f"quantize_: bits is {bits}, expected 8")
-    options = {
-        "threshold": threshold,
-        "offset": offset,
-        "compute_dtype": compute_dtype,
-        "absmax_dtype": absmax_dtype,
-    }
-    Int8Linear(1, 1, device="meta", **options)  # checks the options
+    if bits not in _LAYERS:
+        raise ValueError(f"quantize_: bits is {bits}, expected 8 or 4")
+    kind = _LAYERS[bits]
+    unknown = sorted(set(options) - set(kind(2, 2, device="meta").options()))
+    if unknown:
+        raise TypeError(
+            f"quantize_: {', '.join(unknown)} given, but a {kind.__name__} ({bits} bits) has no "
+            "such option"
+        )
+    template = kind(2, 2, device="meta", **options)  # checks the options
+    options = template.options()
     _check_model(model)
-    candidates, skipped = _choose(model, _check_names(model, skip))
+    candidates, skipped = _choose(
+        model, _check_names(model, "skip", skip), _check_names(model, "include", include)
+    )
     for name, module in candidates.items():
-        problem = why_not_quantizable(float_weight(module), absmax_dtype)
+        problem = _why_not_quantizable(kind, float_weight(module), options)
         if problem:
             raise ValueError(
                 f"quantize_: the weight of {name} {problem}; name it in skip to leave it alone"
@@ -80,43 +91,55 @@ def quantize_(
     before = _bytes(model)
     names = tuple(candidates)
     for done, name in enumerate(names, 1):
-        model.set_submodule(name, Int8Linear.from_float(candidates.pop(name), **options))
+        model.set_submodule(name, kind.from_float(candidates.pop(name), **options))
         if progress:
             progress(name, done, len(names))
     return Report(names, skipped, before, _bytes(model))
+
+
+def _why_not_quantizable(
+    kind: type[LowbitLinear], weight: Tensor, options: dict[str, Any]
+) -> str | None:
+    try:
+        layer = kind(weight.shape[1], weight.shape[0], bias=False, device="meta", **options)
+    except ValueError as error:  # the options are known to be good
+        return f"has shape {list(weight.shape)}: {error}"
+    return layer.why_not_quantizable(weight)
 
 
 def _check_model(model: nn.Module) -> None:
     if isinstance(model, nn.Linear) or float_weight(model) is not None:
         raise ValueError(
             "quantize_: model is itself a linear layer and cannot be replaced in place; "
-            "use lowbit.nn.Int8Linear.from_float"
+            "use lowbit.nn.Int8Linear.from_float or LUT4Linear.from_float"
         )
     method = getattr(model, "quantization_method", None)
     method = getattr(method, "value", method)
     for name, module in model.named_modules():
-        if isinstance(module, Int8Linear):
-            method = f"lowbit ({name} is an Int8Linear)"
+        if isinstance(module, LowbitLinear):
+            method = f"lowbit ({name} is a {type(module).__name__})"
             break
     if method:
         raise ValueError(f"quantize_: model is already quantized by {method}, expected a float one")
 
 
-def _check_names(model: nn.Module, skip: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(skip, str):
-        raise TypeError(f"quantize_: skip is the string {skip!r}, expected a list of names")
-    names = tuple(skip)
+def _check_names(model: nn.Module, argument: str, given: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(given, str):
+        raise TypeError(f"quantize_: {argument} is the string {given!r}, expected a list of names")
+    names = tuple(given)
     known = {name for name, _ in model.named_modules(remove_duplicate=False)}
     unknown = sorted(set(names) - known)
     if unknown:
         raise ValueError(
-            f"quantize_: skip names {', '.join(unknown)}, "
+            f"quantize_: {argument} names {', '.join(unknown)}, "
             "expected names of modules as model.named_modules() gives them"
         )
     return names
 
 
-def _choose(model: nn.Module, skip: tuple[str, ...]) -> tuple[dict[str, nn.Module], dict[str, str]]:
+def _choose(
+    model: nn.Module, skip: tuple[str, ...], include: tuple[str, ...]
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """The layers to replace, by name, and why the others stay, by name."""
     uses = Counter(
         id(parameter)
@@ -138,9 +161,9 @@ def _choose(model: nn.Module, skip: tuple[str, ...]) -> tuple[dict[str, nn.Modul
                 skipped[name] = reason
         elif any(name == parent or name.startswith(f"{parent}.") for parent in skip):
             skipped[name] = "named in skip"
-        elif uses[id(module.weight)] > 1:
+        elif uses[id(module.weight)] > 1 and name not in include:
             skipped[name] = "its weight is tied to another module"
-        elif id(module) in heads or name.rpartition(".")[2] == "lm_head":
+        elif (id(module) in heads or name.rpartition(".")[2] == "lm_head") and name not in include:
             skipped[name] = "output head"
         elif module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
             skipped[name] = "has hooks, which a new layer would lose"

@@ -23,13 +23,8 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name, should_convert_module
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from lowbit.nn.int8_linear import (
-    Int8Linear,
-    float_weight,
-    quantize_weight,
-    why_not_quantizable,
-    why_not_stored,
-)
+from lowbit.nn import Int8Linear
+from lowbit.nn.lowbit_linear import float_weight
 from lowbit.quantize import expert_weights
 
 _METHOD = "lowbit"
@@ -247,29 +242,19 @@ class LowbitQuantizer(HfQuantizer):
         """
         if name in self._conv1d:
             weight = weight.t()
-        options = self.quantization_config.layer_options()
-        problem = self._why_not_weight(layer, weight, options["absmax_dtype"])
+        problem = layer.why_not_quantizable(weight)
+        if problem and list(weight.shape) != [layer.out_features, layer.in_features]:
+            problem += (
+                "; a layer whose size differs from the checkpoint's has to be in skip_modules"
+            )
         if problem:
             self._problem = self._problem or f"{name}.weight {problem}"
         if self._problem:
             return {}
-        stored = quantize_weight(weight, options["offset"], options["absmax_dtype"])
         return {
             f"{name}.{leaf}": nn.Parameter(value, requires_grad=False)
-            for leaf, value in zip(("weight", "absmax", "offset"), stored, strict=True)
-            if value is not None
+            for leaf, value in layer.quantize_weight(weight).items()
         }
-
-    def _why_not_weight(
-        self, layer: Int8Linear, weight: Tensor, absmax_dtype: torch.dtype
-    ) -> str | None:
-        expected = [layer.out_features, layer.in_features]
-        if list(weight.shape) != expected:
-            return (
-                f"has shape {list(weight.shape)}, expected {expected}; "
-                "a layer whose size differs from the checkpoint's has to be in skip_modules"
-            )
-        return why_not_quantizable(weight, absmax_dtype)
 
     # After loading
 
@@ -319,16 +304,15 @@ class LowbitQuantizer(HfQuantizer):
         model.set_submodule(name, Int8Linear.from_float(linear, **options).train(layer.training))
 
     def _check_stored(self, layer: Int8Linear, name: str) -> None:
-        scales = _DTYPES[self.quantization_config.absmax_dtype]
-        for leaf, dtype in (("weight", torch.int8), ("absmax", scales), ("offset", scales)):
+        expected = Int8Linear(
+            layer.in_features,
+            layer.out_features,
+            device="meta",
+            **self.quantization_config.layer_options(),
+        )
+        for leaf in ("weight", "absmax", "offset"):
             value = _loaded(layer, leaf)
-            if value is None:
-                continue
-            problem = (
-                f"has dtype {value.dtype}, expected {dtype}"
-                if value.dtype != dtype
-                else why_not_stored(leaf, value)
-            )
+            problem = None if value is None else expected.why_not_loadable(leaf, value)
             if problem:
                 raise ValueError(f"lowbit: the checkpoint's {name}.{leaf} {problem}")
 

@@ -5,6 +5,22 @@ Each operator's CPU code is in the compiled library, its meaning in ops/include/
 Here stand its fake kernel, which repeats every check that needs no data, and its gradient.
 """
 
-from lowbit.ops import int8_dequantize, int8_linear, int8_matmul, int8_quantize
+from lowbit.ops import (
+    int8_dequantize,
+    int8_linear,
+    int8_matmul,
+    int8_quantize,
+    lut4_dequantize,
+    lut4_linear,
+    lut4_quantize,
+)
 
-__all__ = ["int8_dequantize", "int8_linear", "int8_matmul", "int8_quantize"]
+__all__ = [
+    "int8_dequantize",
+    "int8_linear",
+    "int8_matmul",
+    "int8_quantize",
+    "lut4_dequantize",
+    "lut4_linear",
+    "lut4_quantize",
+]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Argument checks that the fake kernels share, and the refusal to differentiate."""
+"""What the operators' Python side shares: argument checks, a bias's gradient, the refusal to
+differentiate."""
 
 import math
 from collections.abc import Sequence
@@ -9,6 +10,8 @@ from torch import Tensor
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 SCALES = (torch.float32, torch.float16)
+BLOCKSIZES = tuple(2**i for i in range(5, 13))
+NESTED_BLOCKSIZE = 256  # scales that share a nested_absmax
 
 
 def check_dtype(op: str, name: str, dtype: torch.dtype, accepted: Sequence[torch.dtype]) -> None:
@@ -78,6 +81,88 @@ def check_threshold(op: str, threshold: float) -> None:
     )
 
 
+def check_blocksize(op: str, blocksize: int) -> None:
+    torch._check(
+        is_blocksize(blocksize),
+        lambda: (
+            f"lowbit::{op}: blocksize is {blocksize}, "
+            f"expected a power of two in {BLOCKSIZES[0]}..{BLOCKSIZES[-1]}"
+        ),
+    )
+
+
+def is_blocksize(value: object) -> bool:
+    return isinstance(value, int) and value in BLOCKSIZES
+
+
+def check_table(op: str, name: str, table: Tensor, size: int, device: torch.device) -> None:
+    """A codebook: the values that codes stand for."""
+    check_dtype(op, name, table.dtype, (torch.float32,))
+    check_shape(op, name, table, (size,))
+    check_contiguous(op, name, table)
+    check_device(op, name, table, device)
+
+
+def check_flat(
+    op: str,
+    name: str,
+    tensor: Tensor,
+    dtypes: Sequence[torch.dtype],
+    count: int | torch.SymInt,
+    device: torch.device,
+) -> None:
+    """A contiguous tensor of so many elements, read flat: its shape does not matter."""
+    check_dtype(op, name, tensor.dtype, dtypes)
+    torch._check(
+        tensor.numel() == count,
+        lambda: (
+            f"lowbit::{op}: {name} has {tensor.numel()} elements (shape {list(tensor.shape)}), "
+            f"expected {count}"
+        ),
+    )
+    check_contiguous(op, name, tensor)
+    check_device(op, name, tensor, device)
+
+
+def check_lut4_weight(
+    op: str,
+    packed: Tensor,
+    absmax: Tensor,
+    codebook: Tensor,
+    blocksize: int,
+    nested: tuple[Tensor | None, Tensor | None, Tensor | None],
+    count: int | torch.SymInt,
+    device: torch.device,
+) -> None:
+    """The stored form of count 4-bit elements; nested is (nested_absmax, nested_codebook,
+    nested_offset), all there when absmax holds uint8 codes, else None."""
+    check_blocksize(op, blocksize)
+    check_flat(op, "packed", packed, (torch.uint8,), ceil_div(count, 2), device)
+    check_table(op, "codebook", codebook, 16, device)
+    blocks = ceil_div(count, blocksize)
+    check_flat(op, "absmax", absmax, (torch.float32, torch.uint8), blocks, device)
+    doubly = absmax.dtype == torch.uint8
+    names = ("nested_absmax", "nested_codebook", "nested_offset")
+    wrong = [name for name, part in zip(names, nested, strict=True) if (part is None) == doubly]
+    torch._check(
+        not wrong,
+        lambda: (
+            f"lowbit::{op}: {wrong[0]} is {'missing' if doubly else 'given'}, expected "
+            f"{'a tensor' if doubly else 'none'} with absmax of dtype {_word(absmax.dtype)}"
+        ),
+    )
+    if doubly:
+        nested_absmax, nested_codebook, nested_offset = nested
+        groups = ceil_div(blocks, NESTED_BLOCKSIZE)
+        check_flat(op, "nested_absmax", nested_absmax, (torch.float32,), groups, device)
+        check_table(op, "nested_codebook", nested_codebook, 256, device)
+        check_flat(op, "nested_offset", nested_offset, (torch.float32,), 1, device)
+
+
+def ceil_div(a: int | torch.SymInt, b: int) -> int | torch.SymInt:
+    return (a + b - 1) // b
+
+
 def check_max_k(op: str, name: str, k: int | torch.SymInt, largest: int) -> None:
     torch._check(
         k <= largest,
@@ -102,6 +187,11 @@ def check_scales(
             check_shape(op, name, scale, shape)
             check_contiguous(op, name, scale)
             check_device(op, name, scale, device)
+
+
+def sum_rows(grad_output: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gradient of a bias."""
+    return grad_output.unsqueeze(0).flatten(0, -2).sum(0, dtype=torch.float32).to(dtype)
 
 
 def refuse_gradient(op: str, why: str) -> None:

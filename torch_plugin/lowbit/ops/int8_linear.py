@@ -70,8 +70,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         grad_x = torch.ops.lowbit.int8_linear_grad_input(grad_output, *ctx.saved_tensors)
         grad_x = grad_x.to(ctx.x_dtype)
     if ctx.bias_dtype is not None and ctx.needs_input_grad[4]:
-        rows = grad_output.unsqueeze(0).flatten(0, -2)
-        grad_bias = rows.sum(0, dtype=torch.float32).to(ctx.bias_dtype)
+        grad_bias = _check.sum_rows(grad_output, ctx.bias_dtype)
     return grad_x, None, None, None, grad_bias, None, None
 
 
