@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lowbit import codebooks
-from lowbit.integrations import _bitsandbytes_format as form
+from lowbit.integrations.bitsandbytes import format as form
 from reference import same_bits
 from torch import Tensor, nn
 
@@ -196,7 +196,7 @@ def test_bad_8bit_entries(key: str, change: Any, message: str) -> None:
     value = change(entries.pop(key, None))
     if value is not None:
         entries[key] = value
-    with pytest.raises(ValueError, match=rf"the checkpoint's {NAME}\.?.*{message}"):
+    with pytest.raises(ValueError, match=rf"^{NAME}.*{message}"):
         form.read_int8(NAME, entries, (6, 40))
 
 
@@ -248,7 +248,7 @@ def test_bad_4bit_entries(key: str, change: Any, message: str) -> None:
     value = change(entries.pop(key, None))
     if value is not None:
         entries[key] = value
-    with pytest.raises(ValueError, match=rf"the checkpoint's {NAME}\.?.*{message}"):
+    with pytest.raises(ValueError, match=rf"^{NAME}.*{message}"):
         form.read_lut4(NAME, entries, (6, 64))
 
 
@@ -291,7 +291,7 @@ def test_bad_4bit_entries(key: str, change: Any, message: str) -> None:
 )
 def test_bad_quant_states(fields: dict[str, object], message: str) -> None:
     entries = with_state(bnb_4bit(), **fields)
-    with pytest.raises(ValueError, match=rf"the checkpoint's {NAME}\.?.*{message}"):
+    with pytest.raises(ValueError, match=rf"^{NAME}.*{message}"):
         form.read_lut4(NAME, entries, (6, 64))
 
 
@@ -388,7 +388,7 @@ def test_a_4bit_layer_is_read_right_or_refused(entries: dict[str, Tensor]) -> No
     try:
         values = form.read_lut4(NAME, entries)
     except ValueError as error:
-        assert str(error).startswith(f"the checkpoint's {NAME}")
+        assert str(error).startswith(NAME)
         return
     options, shape = form.read_options(NAME, entries)
     blocks = -(-math.prod(shape) // options.blocksize)
@@ -415,7 +415,7 @@ def test_an_8bit_layer_is_read_right_or_refused(entries: dict[str, Tensor]) -> N
     try:
         weight, absmax = form.read_int8(NAME, entries)
     except ValueError as error:
-        assert str(error).startswith(f"the checkpoint's {NAME}")
+        assert str(error).startswith(NAME)
         return
     assert weight.dtype == torch.int8
     assert absmax.dtype == torch.float32
@@ -431,5 +431,5 @@ def test_an_8bit_layer_is_read_right_or_refused(entries: dict[str, Tensor]) -> N
 def test_any_bytes_for_a_quant_state(data: bytes) -> None:
     entries = bnb_4bit()
     entries[form.STATE + "nf4"] = torch.tensor(list(data), dtype=torch.uint8)
-    with pytest.raises(ValueError, match="the checkpoint's"):
+    with pytest.raises(ValueError, match=NAME):
         form.read_lut4(NAME, entries)
