@@ -4,14 +4,17 @@
 import json
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import strategies as st
 from reference import same_bits
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -24,6 +27,7 @@ from lowbit.integrations import bitsandbytes as integration  # noqa: E402
 from lowbit.integrations.bitsandbytes import BitsAndBytesQuantizer  # noqa: E402
 from lowbit.integrations.transformers import LowbitConfig  # noqa: E402
 from lowbit.nn import Int8Linear, LowbitLinear, LUT4Linear  # noqa: E402
+from test_bitsandbytes_format import mutations  # noqa: E402
 from tiny_models import run  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModel,
@@ -454,7 +458,16 @@ def state(**fields: object) -> Tensor:
 @pytest.mark.parametrize(
     ("variant", "changes", "message"),
     [
-        ("int8", {"SCB": None}, r"up_proj.weight has dtype torch.int8|up_proj"),
+        (
+            "int8",
+            {"SCB": None},
+            r"up_proj has the entries weight \(torch.int8\), weight_format .*, expected a float",
+        ),
+        (
+            "int8",
+            {"SCB": None, "weight_format": None},
+            r"up_proj has the entries weight \(torch.int8\), expected a float weight alone",
+        ),
         ("int8", {"weight": None}, "up_proj has the entries SCB, weight_format, expected SCB, wei"),
         ("int8", {"SCB": torch.ones(127)}, r"up_proj.SCB has shape \[127\], expected \[128\]"),
         ("int8", {"SCB": torch.full((128,), -1.0)}, "up_proj.SCB holds -1, expected no negative"),
@@ -486,7 +499,7 @@ def state(**fields: object) -> Tensor:
         (
             "nf4",
             {STATE + "nf4": None},
-            "up_proj has the entries .*, expected weight alone",
+            "up_proj has the entries .*, expected a float weight alone",
         ),
         ("nf4", {STATE + "nf4": state(shape=[64, 64])}, r"has shape \[64, 64\], expected \[128, 6"),
         ("nf4", {STATE + "nf4": state(blocksize=128)}, "layers differ, .* blocksize 64.*128"),
@@ -511,6 +524,47 @@ def test_a_bad_checkpoint_is_refused(
     folder = spoiled(written(variant, "llama")[0], tmp_path / "bad", **changes)
     with pytest.raises(ValueError, match=rf"lowbit: the checkpoint's .*{message}"):
         by_lowbit(folder)
+
+
+def test_a_truncated_file_is_refused(written: Any, tmp_path: Path) -> None:
+    folder = spoiled(written("nf4+dq", "llama")[0], tmp_path / "bad")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(ValueError, match=rf"lowbit: the checkpoint's {file} cannot be read"):
+        by_lowbit(folder)
+
+
+@pytest.mark.parametrize("variant", ["int8", "nf4+dq"])
+@hypothesis.given(data=st.data())
+@hypothesis.settings(max_examples=40)
+def test_any_checkpoint_is_read_right_or_refused(
+    written: Any, variant: str, data: st.DataObject
+) -> None:
+    """What is read runs. Without its scales a weight may pass for a float one, of a shape that
+    transformers refuses."""
+    folder, _ = written(variant, "llama")
+    tensors = load_file(folder / "model.safetensors")
+    layer = "model.layers.1.mlp.up_proj."
+    entries = {key.removeprefix(layer): tensors[key] for key in tensors if key.startswith(layer)}
+    changed = data.draw(mutations([entries]))
+    if any(value.is_meta for value in changed.values()):
+        return
+    with tempfile.TemporaryDirectory() as place:
+        bad = spoiled(folder, Path(place) / "bad", **dict.fromkeys(entries))
+        tensors = load_file(bad / "model.safetensors")
+        tensors |= {layer + key: value.contiguous() for key, value in changed.items()}
+        save_file(tensors, bad / "model.safetensors", metadata={"format": "pt"})
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                bad, quantization_config=LowbitConfig(bits=8 if variant == "int8" else 4)
+            )
+        except ValueError as error:
+            assert "up_proj" in str(error)
+            return
+        except RuntimeError as error:
+            assert "ignore_mismatched_sizes" in str(error)
+            return
+    assert run(model).shape == (2, 12, 256)
 
 
 def test_a_checkpoint_of_the_other_width_is_refused(written: Any, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -48,7 +48,8 @@ class _Read(ConversionOps):
             key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()
         }
         layer, _ = get_module_from_name(model, full_layer_name)
-        if not isinstance(layer, LowbitLinear) and entries.keys() == {"weight"}:
+        plain = entries.keys() == {"weight"} and entries["weight"].is_floating_point()
+        if plain and not isinstance(layer, LowbitLinear):
             return {full_layer_name: entries["weight"]}
         return self.quantizer.read(layer, full_layer_name.rpartition(".")[0], entries)
 
@@ -161,8 +162,8 @@ class BitsAndBytesQuantizer(LowbitQuantizer):
             return {}
         try:
             if not isinstance(layer, LowbitLinear):
-                given = ", ".join(sorted(entries))
-                raise ValueError(f"{name} has the entries {given}, expected weight alone")
+                given = ", ".join(f"{key} ({entries[key].dtype})" for key in sorted(entries))
+                raise ValueError(f"{name} has the entries {given}, expected a float weight alone")
             shape = (layer.out_features, layer.in_features)
             if isinstance(layer, Int8Linear):
                 stored = form.read_int8(name, entries, shape)._asdict()
@@ -253,11 +254,14 @@ class _TorchFile:
 
 @contextmanager
 def _opened(file: str) -> Iterator[Any]:
-    if file.endswith(".safetensors"):
+    if not file.endswith(".safetensors"):
+        yield _TorchFile(file)
+        return
+    try:
         with safe_open(file, framework="pt") as entries:
             yield entries
-    else:
-        yield _TorchFile(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} cannot be read: {error}") from None
 
 
 def _names_in_model(model: nn.Module, layers: Iterable[str]) -> set[str]:
@@ -293,12 +297,14 @@ def enable() -> None:
     """From now on, from_pretrained serves a BitsAndBytesConfig, and a checkpoint that bitsandbytes
     wrote, with lowbit; bitsandbytes need not be installed.
 
-    An option that lowbit cannot honour is a ValueError that names it. The model is lowbit's:
-    save_pretrained writes lowbit's own form (see `save_pretrained` below for the other), output
-    heads stay float, layers on the CPU and the disk are quantized too, and
-    model.is_loaded_in_8bit/4bit are not set, because accelerate and transformers take them as a
-    promise that the layers are bitsandbytes'. llm_int8_enable_fp32_cpu_offload leaves the modules
-    that device_map places on "cpu" or "disk" float, as it says.
+    An option that lowbit cannot honour is a ValueError that names it. Otherwise the model is as
+    LowbitConfig makes it: save_pretrained writes lowbit's own form, the output head stays float
+    whatever llm_int8_skip_modules says, and fused experts are quantized. Layers on the CPU and the
+    disk are quantized too, unless llm_int8_enable_fp32_cpu_offload leaves the modules float that a
+    device_map places there. model.is_loaded_in_8bit and is_loaded_in_4bit are not set: accelerate
+    and transformers take them for a promise that the layers are bitsandbytes'. For want of them
+    peft.prepare_model_for_kbit_training leaves gradient checkpointing off; where it is wanted, call
+    model.gradient_checkpointing_enable().
     """
     for method in _METHODS:
         if auto.AUTO_QUANTIZER_MAPPING[method] is not BitsAndBytesQuantizer:
