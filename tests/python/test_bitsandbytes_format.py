@@ -119,6 +119,17 @@ def test_4bit_entries(
     assert same_entries(form.write_lut4(values, shape), entries)
 
 
+def test_the_default_dtype_does_not_matter() -> None:
+    entries = bnb_4bit()
+    expected = form.read_lut4(NAME, entries)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        values = form.read_lut4(NAME, entries)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert same_bits(values.nested_offset, expected.nested_offset)
+
+
 @pytest.mark.parametrize("storage", STORAGE)
 def test_any_storage_dtype_is_the_same_bytes(storage: torch.dtype) -> None:
     values = form.read_lut4(NAME, bnb_4bit(storage=storage))

@@ -17,6 +17,6 @@ writes a model with lowbit's layers as a checkpoint for bitsandbytes.
 """
 
 from lowbit.integrations.bitsandbytes.quantizer import BitsAndBytesQuantizer, disable, enable
-from lowbit.integrations.bitsandbytes.saving import save_pretrained, state_dict
+from lowbit.integrations.bitsandbytes.saving import save_pretrained
 
-__all__ = ["BitsAndBytesQuantizer", "disable", "enable", "save_pretrained", "state_dict"]
+__all__ = ["BitsAndBytesQuantizer", "disable", "enable", "save_pretrained"]

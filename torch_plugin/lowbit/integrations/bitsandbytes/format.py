@@ -180,7 +180,8 @@ def read_lut4(
         layer, entries, "weight.nested_absmax", torch.float32, (-(-blocks // _NESTED_BLOCKSIZE),)
     )
     _check_scales(layer, "weight.nested_absmax", nested_absmax)
-    nested_offset = torch.tensor(float(state["nested_offset"]), device=weight.device)
+    offset = float(state["nested_offset"])
+    nested_offset = torch.tensor(offset, dtype=torch.float32, device=weight.device)
     return Lut4Entries(weight, absmax, nested_absmax, nested_offset, options)
 
 

@@ -39,7 +39,7 @@ def save_pretrained(
             "save_pretrained: model has adapters, which transformers would save alone; merge or "
             "delete them"
         )
-    entries, config = state_dict(model), _config_for(model)
+    entries, config = _entries(model), _config_for(model)
     with (
         _changed(model, "hf_quantizer", _Writer(config, entries)),
         _changed(model.config, "quantization_config", config),
@@ -61,11 +61,8 @@ def _changed(owner: Any, name: str, value: object) -> Iterator[None]:
             delattr(owner, name)
 
 
-def state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """model.state_dict() in the names and shapes that bitsandbytes' layers have.
-
-    ValueError: as `save_pretrained`.
-    """
+def _entries(model: nn.Module) -> dict[str, Tensor]:
+    """model.state_dict() in the names and shapes that bitsandbytes' layers have."""
     layers = _layers(model)
     entries = model.state_dict()
     for name, layer in layers.items():
