@@ -43,6 +43,12 @@ def _register(plugin: str) -> None:
         warnings.warn(f"{plugin} does not work with the installed version: {error}", stacklevel=2)
 
 
+def __getattr__(name: str) -> ModuleType:
+    if name in ("transformers", "peft", "bitsandbytes"):  # imported, with its library, when used
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def register() -> None:
     """Makes `import lowbit` enough, in any order with the imports of the other libraries.
 
