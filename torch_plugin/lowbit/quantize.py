@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.nn import Int8Linear, LowbitLinear, LUT4Linear
+from lowbit.nn.experts import fused_weights
 from lowbit.nn.lowbit_linear import float_weight
 
 
@@ -179,22 +180,10 @@ def _why_not_linear(module: nn.Module) -> str | None:
     no such matrices."""
     if isinstance(module, nn.Linear):
         return f"{type(module).__qualname__} is a subclass of torch.nn.Linear"
-    experts = expert_weights(module)
+    experts = fused_weights(module)
     if experts:
         return f"{', '.join(experts)}: fused expert weights stay float"
     return None
-
-
-def expert_weights(module: nn.Module) -> list[str]:
-    """Names of the module's own fused expert weights: floating [E, ., .] with several E, as mixture
-    of experts models keep them outside of any linear layer. torch's modules have none."""
-    if type(module).__module__.startswith("torch.nn."):
-        return []
-    return [
-        name
-        for name, p in module.named_parameters(recurse=False)
-        if p.dim() == 3 and p.shape[0] > 1 and min(p.shape) > 1 and p.is_floating_point()
-    ]
 
 
 def _bytes(model: nn.Module) -> int:
