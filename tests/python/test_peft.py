@@ -443,24 +443,28 @@ def test_merging_into_a_float_layer_still_works(checkpoints: dict[str, str]) -> 
 # Saving and loading, with transformers
 
 
-def loaded(checkpoints: dict[str, str], **options: object) -> PreTrainedModel:
-    config = LowbitConfig(**options)
-    return AutoModelForCausalLM.from_pretrained(checkpoints["llama"], quantization_config=config)
+widths = pytest.mark.parametrize("bits", [8, 4])
 
 
+def loaded(checkpoints: dict[str, str], bits: int, name: str = "llama") -> PreTrainedModel:
+    config = LowbitConfig(bits=bits)
+    return AutoModelForCausalLM.from_pretrained(checkpoints[name], quantization_config=config)
+
+
+@widths
 def test_adapters_are_saved_loaded_switched_and_deleted(
-    checkpoints: dict[str, str], tmp_path: Path
+    checkpoints: dict[str, str], bits: int, tmp_path: Path
 ) -> None:
-    model = adapted(loaded(checkpoints))
+    model = adapted(loaded(checkpoints, bits))
     plain = run(model)
     train(model)
     first_result = run(model)
     model.save_pretrained(tmp_path / "first")
-    model = adapted(loaded(checkpoints), seed=1, use_dora=True)
+    model = adapted(loaded(checkpoints, bits), seed=1, use_dora=True)
     train(model)
     second_result = run(model)
     model.save_pretrained(tmp_path / "second")
-    model = peft.PeftModel.from_pretrained(loaded(checkpoints), tmp_path / "first")
+    model = peft.PeftModel.from_pretrained(loaded(checkpoints, bits), tmp_path / "first")
     assert same_bits(run(model), first_result)
     model.load_adapter(tmp_path / "second", "second")
     assert same_bits(run(model), first_result)
@@ -472,14 +476,17 @@ def test_adapters_are_saved_loaded_switched_and_deleted(
     model.set_adapter("default")
     assert same_bits(run(model), first_result)
     assert same_bits(run(model.unload()), plain)
-    native = loaded(checkpoints)
+    native = loaded(checkpoints, bits)
     native.load_adapter(str(tmp_path / "first"))  # transformers' own
     assert same_bits(run(native), first_result)
     assert all(isinstance(layer, Linear) for layer in layers(native).values())
 
 
-def test_a_merged_model_is_saved_and_loaded(checkpoints: dict[str, str], tmp_path: Path) -> None:
-    model = perturbed(adapted(loaded(checkpoints, offset=True)))
+@widths
+def test_a_merged_model_is_saved_and_loaded(
+    checkpoints: dict[str, str], bits: int, tmp_path: Path
+) -> None:
+    model = perturbed(adapted(loaded(checkpoints, bits)))
     merged = model.merge_and_unload()
     merged.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -487,22 +494,26 @@ def test_a_merged_model_is_saved_and_loaded(checkpoints: dict[str, str], tmp_pat
     assert same_state(frozen(again), frozen(merged))
 
 
-def test_merging_after_dequantizing_is_exact(checkpoints: dict[str, str], tmp_path: Path) -> None:
-    model = perturbed(adapted(loaded(checkpoints)))
+@widths
+def test_merging_after_dequantizing_is_exact(
+    checkpoints: dict[str, str], bits: int, tmp_path: Path
+) -> None:
+    model = perturbed(adapted(loaded(checkpoints, bits)))
     model.save_pretrained(tmp_path)
-    plain = peft.PeftModel.from_pretrained(loaded(checkpoints).dequantize(), tmp_path)
+    plain = peft.PeftModel.from_pretrained(loaded(checkpoints, bits).dequantize(), tmp_path)
     expected = run(plain)
     merged = plain.merge_and_unload()
     assert not any(isinstance(m, LowbitLinear) for m in merged.modules())
     torch.testing.assert_close(run(merged), expected)
 
 
+@widths
 def test_offloaded_layers_merge_and_unmerge(
-    checkpoints: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoints: dict[str, str], bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # PEFT writes merged layers below the current folder
-    loaded(checkpoints).save_pretrained(tmp_path / "base")
-    whole = perturbed(adapted(loaded(checkpoints)))
+    loaded(checkpoints, bits).save_pretrained(tmp_path / "base")
+    whole = perturbed(adapted(loaded(checkpoints, bits)))
     whole.save_pretrained(tmp_path / "adapter")
     expected = run(whole)
     places = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.layers.0": "cpu"}
@@ -562,6 +573,8 @@ def test_an_initialisation_from_the_weight_takes_it_from_the_base(
 @kinds
 @pytest.mark.parametrize("init", [True, "gaussian", "eva", "orthogonal", "mica"])
 def test_an_initialisation_that_leaves_the_base_alone(kind: str, init: bool | str) -> None:
+    if init == "mica" and not hasattr(peft.tuners.lora.Linear, "mica_init"):
+        pytest.skip("this PEFT has no such initialisation")
     model = adapted(base(kind), init_lora_weights=init)
     assert first(model).lora_A["default"].weight.dtype == torch.float32
     before = frozen(model)
@@ -602,7 +615,7 @@ def refused(kind: str, make: Callable[[nn.Module], object], match: str) -> None:
         ({"modules_to_save": ["k_proj"]}, "modules_to_save names model.layers.0.self_attn.k_proj"),
         ({"modules_to_save": ["mlp"]}, "modules_to_save names model.layers.0.mlp"),
         ({"trainable_token_indices": {"k_proj": [1]}}, "trainable_token_indices names"),
-        ({"target_parameters": ["q_proj.weight"], "target_modules": []}, "which holds codes"),
+        ({"target_parameters": ["q_proj.weight"], "target_modules": ["lm_head"]}, "holds codes"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -618,6 +631,30 @@ def test_options_that_read_the_codes_are_refused(
     if "kasa_config" in given:
         given = {"kasa_config": peft.tuners.lora.config.KasaConfig()}
     refused(kind, lambda model: adapted(model, **given), match)
+
+
+@widths
+def test_experts_are_refused_and_the_attention_beside_them_trains(
+    checkpoints: dict[str, str], bits: int
+) -> None:
+    for given, match in (
+        ({"target_parameters": ["experts.down_proj"]}, "the parameter down_proj of a Quantized"),
+        ({"target_modules": "all-linear"}, "gate_up_proj of a Quantized.*all-linear includes"),
+        ({"modules_to_save": ["experts"]}, "modules_to_save names model.layers.0.mlp.experts"),
+    ):
+        model = loaded(checkpoints, bits, "mixtral")
+        before = frozen(model)
+        with pytest.raises(ValueError, match=match):
+            adapted(model, **{"target_modules": ["q_proj"]} | given)
+        assert same_state(frozen(model), before)
+    attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    model = adapted(loaded(checkpoints, bits, "mixtral"), target_modules=attention)
+    before = frozen(model)
+    losses = train(model)
+    assert losses[-1] < losses[0] - 0.05
+    assert same_state(frozen(model), before)
+    expected, error = run(model), distance(run(model), run(loaded(checkpoints, bits, "mixtral")))
+    assert distance(run(model.merge_and_unload()), expected) < error
 
 
 @kinds

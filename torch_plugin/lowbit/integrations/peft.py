@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from lowbit.nn import LowbitLinear
 from lowbit.nn.lowbit_linear import float_weight
+from lowbit.nn.lowbit_module import LowbitModule
 
 # What of LoRA works on codes: the values of init_lora_weights, and the options that make a variant.
 _INITS = ("gaussian", "eva", "orthogonal", "olora", "mica")  # pissa and pissa_niter_<n> as well
@@ -358,21 +359,17 @@ def _put_back(layer: LowbitLinear, stored: dict[str, Tensor]) -> None:
 
 
 def _check(config: Any, target: nn.Module, parameter_name: str | None) -> None:
-    """Raises for what would read the codes of a layer as a weight."""
+    """Raises for what would read the codes of a module as a weight."""
     layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-    if parameter_name is not None:
-        if (
-            isinstance(layer, LowbitLinear)
-            or not getattr(layer, parameter_name).is_floating_point()
-        ):
-            raise ValueError(
-                f"target_parameters names {parameter_name} of a {type(layer).__name__}, which "
-                "holds codes, not a float weight; target the layer by target_modules instead"
-            )
-        return
-    if not isinstance(layer, LowbitLinear):
+    if not isinstance(layer, LowbitModule):
         return
     kind = type(layer).__name__
+    if parameter_name in layer.stored():
+        raise ValueError(
+            f"the adapter targets the parameter {parameter_name} of a {kind}, which holds codes, "
+            "not a float weight; name linear layers in target_modules (all-linear includes the "
+            "experts of some models), or call model.dequantize() first"
+        )
     if config.peft_type != PeftType.LORA:
         raise ValueError(
             f"{type(config).__name__} adapts the float weight of a layer, and a {kind} has codes; "
@@ -412,7 +409,7 @@ def _checked(create: Callable[..., None]) -> Callable[..., None]:
 
 
 def _check_whole_modules(config: Any, model: nn.Module) -> None:
-    """Raises for a low-bit layer in a module that is to be trained itself, not by an adapter."""
+    """Raises for codes in a module that is to be trained itself, not by an adapter."""
     tokens = getattr(config, "trainable_token_indices", None)
     names = {
         "modules_to_save": getattr(config, "modules_to_save", None) or (),
@@ -422,7 +419,7 @@ def _check_whole_modules(config: Any, model: nn.Module) -> None:
         for option, endings in names.items():
             if not key.endswith(tuple(endings)):
                 continue
-            inner = next((m for m in module.modules() if isinstance(m, LowbitLinear)), None)
+            inner = next((m for m in module.modules() if isinstance(m, LowbitModule)), None)
             if inner is not None:
                 raise ValueError(
                     f"{option} names {key}, where there is a {type(inner).__name__}: codes cannot "
@@ -434,7 +431,14 @@ def _checked_injection(inject: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(inject)
     def run(self: BaseTuner, model: nn.Module, adapter_name: str, *args: Any, **kw: Any) -> None:
         _check_whole_modules(self.peft_config[adapter_name], model)
-        inject(self, model, adapter_name, *args, **kw)
+        modules = dict(model.named_modules())
+        try:
+            inject(self, model, adapter_name, *args, **kw)
+        except ValueError:  # of _check, perhaps after float layers were wrapped
+            for name, module in modules.items():
+                if name and model.get_submodule(name) is not module:
+                    model.set_submodule(name, module)
+            raise
 
     return run
 
