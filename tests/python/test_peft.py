@@ -23,7 +23,14 @@ from lowbit.integrations.peft import Linear, loftq_  # noqa: E402
 from lowbit.integrations.transformers import LowbitConfig  # noqa: E402
 from lowbit.nn import LowbitLinear  # noqa: E402
 from tiny_models import run  # noqa: E402
-from transformers import AutoModelForCausalLM, PreTrainedModel  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    Trainer,
+    TrainingArguments,
+)
 
 IDS = torch.arange(24).reshape(2, 12)
 TARGETS = ["q_proj", "down_proj"]
@@ -544,6 +551,31 @@ def test_offloaded_layers_merge_and_unmerge(
     assert same_bits(run(model), expected)
 
 
+@widths
+def test_the_trainer_trains_adapters(
+    checkpoints: dict[str, str], bits: int, tmp_path: Path
+) -> None:
+    pytest.importorskip("accelerate")
+    model = adapted(loaded(checkpoints, bits))
+    before = frozen(model)
+    arguments = TrainingArguments(
+        tmp_path,
+        max_steps=6,
+        learning_rate=1e-2,
+        gradient_checkpointing=True,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+    )
+    rows = [{"input_ids": IDS[i % 2], "labels": IDS[i % 2]} for i in range(8)]
+    trainer = Trainer(model, arguments, train_dataset=rows)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0] - 0.05
+    assert same_state(frozen(model), before)
+
+
 # What reads the codes
 
 
@@ -737,6 +769,27 @@ def test_the_errors_of_loftq_are_those_of_the_weights() -> None:
         assert errors[name] == pytest.approx((was.item(), now.item()), rel=1e-4)
         full = torch.linalg.svdvals(weight - quantized)[8:].norm() / weight.norm()
         assert now <= 1.01 * full  # the randomized decomposition is as good as the exact one
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_loftq_on_real_weights_and_text(minilm: Path, bits: int) -> None:
+    sentences = (Path(__file__).parents[2] / "README.md").read_text("utf-8").split("\n\n")[:24]
+    tokens = AutoTokenizer.from_pretrained(minilm)(
+        sentences, padding=True, truncation=True, max_length=64, return_tensors="pt"
+    )
+
+    @torch.no_grad()
+    def output(model: nn.Module) -> Tensor:
+        return model.eval()(**tokens).last_hidden_state[tokens["attention_mask"].bool()]
+
+    exact, model = (AutoModel.from_pretrained(minilm) for _ in range(2))
+    lowbit.quantize_(model, bits)
+    model = adapted(model, target_modules="all-linear", r=32)
+    plain = distance(output(model), output(exact))
+    errors = loftq_(model, minilm)
+    assert len(errors) == 37
+    assert all(now < 0.95 * was for was, now in errors.values())
+    assert distance(output(model), output(exact)) < 0.95 * plain
 
 
 def test_loftq_reads_state_dicts_and_checkpoints(
