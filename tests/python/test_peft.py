@@ -853,6 +853,7 @@ def test_loftq_refuses_what_does_not_fit(tmp_path: Path) -> None:
     check("iterations is 0", model, exact, iterations=0)
     wide = adapted(base("int8"), r=65)
     check("has rank 65, expected at most 64", wide, exact)
+    check("has scaling 0", adapted(base("int8"), lora_alpha=0), exact)
     model.add_adapter("second", peft.LoraConfig(r=2, target_modules=TARGETS))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     check("would change the weight under all of them", model, exact, iterations=2)

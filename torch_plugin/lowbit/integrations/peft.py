@@ -181,8 +181,9 @@ def loftq_(
         before and after.
 
     ValueError, with the model unchanged: no low-bit layer has the adapter; one is offloaded, or has
-    adapters merged, or others beside it where iterations > 1, or a rank beyond its size; a weight
-    is missing, of another shape, not finite, or more than half of itself away from the quantized.
+    adapters merged, or others beside it where iterations > 1, a rank beyond its size or a scaling
+    of 0; a weight is missing, of another shape, not finite, or more than half of itself away from
+    the quantized one.
     """
     if iterations < 1:
         raise ValueError(f"loftq_: iterations is {iterations}, expected at least 1")
@@ -200,6 +201,8 @@ def loftq_(
         rank, most = module.r[adapter_name], min(module.in_features, module.out_features)
         if rank > most:
             raise ValueError(f"loftq_: {name} has rank {rank}, expected at most {most}")
+        if module.scaling[adapter_name] == 0:
+            raise ValueError(f"loftq_: {name} has scaling 0, expected another lora_alpha")
         if iterations > 1 and len(module.lora_A) > 1:
             raise ValueError(
                 f"loftq_: {name} has the adapters {', '.join(module.lora_A)}, and iterations = "
@@ -394,7 +397,8 @@ def _check(config: Any, target: nn.Module, parameter_name: str | None) -> None:
                 f"the LoRA variant {name} is not supported on a {kind}; "
                 "call model.dequantize() first"
             )
-    config._register_custom_module({LowbitLinear: Linear} | (config._custom_modules or {}))
+    # PEFT's own hook for new kinds of layers; before what the user has registered for nn.Linear.
+    config._custom_modules = {LowbitLinear: Linear} | (config._custom_modules or {})
 
 
 def _checked(create: Callable[..., None]) -> Callable[..., None]:
