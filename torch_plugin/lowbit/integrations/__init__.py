@@ -12,7 +12,7 @@ from types import ModuleType
 # The module of the other library that a plug-in registers with, and the plug-in.
 _PLUGINS = {
     "transformers.quantizers.auto": "lowbit.integrations.transformers",
-    "peft.tuners.lora.layer": "lowbit.integrations.peft",
+    "peft": "lowbit.integrations.peft",
 }
 
 
