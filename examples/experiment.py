@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: MIT
+"""The steps of examples/finetune, each of which says what it found."""
+
+import copy
+import json
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import finetune_report as report
+import forms
+import language_model
+import lora
+import lowbit
+import outliers
+import torch
+from corpus import manual, sources, split
+from finetune import Settings
+from forms import Form
+from language_model import Curve, Score
+from lora import Run
+from outliers import Planted
+from rich.console import Console
+from torch import Tensor
+from transformers import LlamaForCausalLM, logging
+
+# The bases of LoRA, by their names in forms.FORMS.
+BASES = {"fp32 base": "fp32", "NF4 base": "NF4, double quantization"}
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Token ids: a stream to learn from, and held-out windows [., context]."""
+
+    training: Tensor
+    held_out: Tensor
+
+
+def run(settings: Settings, output: Path) -> None:
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)  # PEFT's
+    code, prose = read(settings)
+    model, curve = pretrain(settings, code)
+    planted_model = copy.deepcopy(model)
+    planted = plant(settings, planted_model, code)
+    trained_forms, planted_forms = (
+        {name: forms.make(each, options) for name, options in forms.FORMS.items()}
+        for each in (model, planted_model)
+    )
+    trained, with_outliers = (
+        language_model.scores({name: f.model for name, f in each.items()}, code.held_out, title)
+        for each, title in (
+            (trained_forms, "Perplexity as trained"),
+            (planted_forms, "Perplexity with outliers"),
+        )
+    )
+    console.print(report.sizes(trained_forms))
+    console.print(report.perplexities(trained, with_outliers))
+    runs = {
+        name: fine_tune(settings, planted_forms[form].model, prose, f"LoRA over the {name}")
+        for name, form in BASES.items()
+    }
+    console.print(report.fine_tuning(runs))
+
+    picture = output / "finetune.png"
+    title = f"A Llama of {model.num_parameters() / 1e6:.1f} M parameters in low-bit forms"
+    report.picture(picture, title, trained, with_outliers, runs)
+    results = picture.with_suffix(".json")
+    results.write_text(
+        json.dumps(
+            {
+                "torch": torch.__version__,
+                "lowbit": lowbit.__version__,
+                "threads": torch.get_num_threads(),
+                "settings": asdict(settings),
+                "training": asdict(curve),
+                "planted": asdict(planted),
+                "forms": {
+                    name: measured(form, trained[name], with_outliers[name])
+                    for name, form in trained_forms.items()
+                },
+                "lora": {name: asdict(run) for name, run in runs.items()},
+            },
+            indent=1,
+        )
+    )
+    console.print(f"Picture: {picture}", soft_wrap=True)
+    console.print(f"Figures: {results}", soft_wrap=True)
+
+
+def read(settings: Settings) -> tuple[Texts, Texts]:
+    """Code, from which the tokenizer learns too, and prose."""
+    with console.status("Reading and tokenizing"):
+        code = split(sources()[:: settings.modules])
+        prose = split(manual())
+        tokenizer = language_model.train_tokenizer(code[0], settings.vocabulary)
+        texts = []
+        for training, held_out in (code, prose):
+            windows = language_model.windows(
+                language_model.encode(tokenizer, held_out), settings.context, settings.windows
+            )
+            texts.append(Texts(language_model.encode(tokenizer, training), windows))
+    for name, text in zip(
+        ("Python's standard library", "its language reference"), texts, strict=True
+    ):
+        console.print(
+            f"{len(text.training):,} tokens of {name}, {text.held_out.numel():,} of them held out"
+        )
+    return texts[0], texts[1]
+
+
+def pretrain(settings: Settings, code: Texts) -> tuple[LlamaForCausalLM, Curve]:
+    torch.manual_seed(0)
+    model = language_model.build(
+        settings.vocabulary, settings.hidden, settings.layers, settings.context
+    )
+    curve, _ = language_model.train(
+        model,
+        code.training,
+        code.held_out,
+        steps=settings.steps,
+        batch=settings.batch,
+        learning_rate=settings.learning_rate,
+        evaluations=settings.evaluations,
+        title="Training",
+    )
+    first, *_, last = curve.held_out.values()
+    console.print(
+        f"A Llama of {model.num_parameters():,} parameters, {settings.steps} steps in "
+        f"{sum(curve.seconds):.0f} s: held-out loss {first:.2f} -> {last:.2f}"
+    )
+    return model, curve
+
+
+def plant(settings: Settings, model: LlamaForCausalLM, code: Texts) -> Planted:
+    planted = outliers.plant(
+        model, code.held_out[:32], settings.outlier_features, settings.outlier_factor
+    )
+    console.print(
+        f"{settings.outlier_features} of its {settings.hidden} features made "
+        f"{settings.outlier_factor} times as large: |x| up to {planted.largest:.0f} and "
+        f"{100 * planted.share:.0f} % of them outliers, {planted.largest_elsewhere:.1f} at most "
+        "elsewhere; the same logits, bit for bit"
+    )
+    return planted
+
+
+def fine_tune(settings: Settings, base: LlamaForCausalLM, prose: Texts, title: str) -> Run:
+    return lora.fine_tune(
+        base,
+        prose.training,
+        prose.held_out,
+        rank=settings.rank,
+        title=title,
+        steps=settings.lora_steps,
+        batch=settings.batch,
+        learning_rate=settings.lora_learning_rate,
+        evaluations=settings.evaluations,
+    )
+
+
+def measured(form: Form, trained: Score, with_outliers: Score) -> dict[str, Any]:
+    return {
+        "bits_per_weight": form.bits_per_weight,
+        "linear_bytes": form.linear_bytes,
+        "model_bytes": form.model_bytes,
+        "weight_error": form.weight_error,
+        "as_trained": asdict(trained),
+        "with_outliers": asdict(with_outliers),
+    }
