@@ -37,11 +37,12 @@ def sources() -> list[str]:
     """The modules of the standard library as their authors wrote them, code and docstrings."""
     base = Path(sysconfig.get_path("stdlib"))
     paths = sorted(path.relative_to(base) for path in base.rglob("*.py"))
-    return [
+    texts = (
         (base / path).read_text("utf-8", errors="replace")
         for path in paths
         if not (NOT_SOURCES | TABLES).intersection(path.parts)
-    ]
+    )
+    return [text for text in dict.fromkeys(texts) if len(text) >= SHORTEST]
 
 
 def manual() -> list[str]:

@@ -107,7 +107,7 @@ def read(settings: Settings) -> tuple[Texts, Texts]:
         ("Python's standard library", "its language reference"), texts, strict=True
     ):
         console.print(
-            f"{len(text.training):,} tokens of {name}, {text.held_out.numel():,} of them held out"
+            f"{len(text.training):,} tokens of {name} to learn from, {text.held_out.numel():,} held out"
         )
     return texts[0], texts[1]
 
@@ -136,14 +136,14 @@ def pretrain(settings: Settings, code: Texts) -> tuple[LlamaForCausalLM, Curve]:
 
 
 def plant(settings: Settings, model: LlamaForCausalLM, code: Texts) -> Planted:
-    planted = outliers.plant(
-        model, code.held_out[:32], settings.outlier_features, settings.outlier_factor
-    )
+    tokens = language_model.windows(code.training, settings.context, 32)
+    planted = outliers.plant(model, tokens, settings.outlier_features, settings.outlier_factor)
     console.print(
         f"{settings.outlier_features} of its {settings.hidden} features made "
         f"{settings.outlier_factor} times as large: |x| up to {planted.largest:.0f} and "
         f"{100 * planted.share:.0f} % of them outliers, {planted.largest_elsewhere:.1f} at most "
-        "elsewhere; the same logits, bit for bit"
+        "elsewhere; the same logits, bit for bit",
+        soft_wrap=True,
     )
     return planted
 

@@ -26,7 +26,7 @@ class Settings:
     learning_rate: float = 2e-3
     outlier_features: int = 2
     outlier_factor: int = 64
-    rank: int = 16
+    rank: int = 8
     lora_steps: int = 300
     lora_learning_rate: float = 1e-3
     windows: int = 256  # of held-out text, each as long as a context
@@ -39,7 +39,6 @@ QUICK = Settings(
     hidden=128,
     layers=2,
     steps=150,
-    rank=8,
     lora_steps=60,
     windows=64,
     evaluations=3,

@@ -71,7 +71,7 @@ def fine_tuning(runs: dict[str, Run]) -> Table:
     each = list(runs.values())
     steps = each[0].curve.held_out
     return table(
-        "LoRA on another text: loss on held-out pages of the language reference",
+        "LoRA on the language reference: held-out loss, memory",
         ("", *runs),
         [
             *(
@@ -109,7 +109,7 @@ def picture(
 
 def _perplexities(axis: Axes, trained: dict[str, Score], with_outliers: dict[str, Score]) -> None:
     """As distances from fp32's: of the values themselves, only the last digits would differ."""
-    entitle(axis, "Perplexity lost", "% above fp32's, on held-out source text")
+    entitle(axis, "Perplexity lost", "% above fp32's, on held-out sources")
     for shift, scores, color, label in (
         (-0.2, trained, GREY, "as trained"),
         (0.2, with_outliers, ORANGE, "with outlier features"),
@@ -120,21 +120,33 @@ def _perplexities(axis: Axes, trained: dict[str, Score], with_outliers: dict[str
         axis.bar_label(bars, [f"{value:.2f}" for value in lost], padding=3, fontsize=9.5, color=INK)
     names = [name.replace(", ", "\n") for name in list(trained)[1:]]
     axis.set_xticks(range(len(names)), names)
+    without_scale(axis)
+    axis.spines["bottom"].set_visible(False)
     axis.axhline(0, color=INK, linewidth=0.8)
     axis.margins(y=0.12)
-    without_scale(axis)
-    axis.legend(frameon=False, fontsize=10.5, labelcolor=INK)
+    axis.legend(
+        frameon=False,
+        fontsize=10.5,
+        labelcolor=INK,
+        ncols=2,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+    )
 
 
 def _curves(axis: Axes, runs: dict[str, Run]) -> None:
-    entitle(axis, "LoRA on another text", "loss in nats per token, by training step")
+    entitle(
+        axis, "LoRA on another text", "loss in nats per token; training: the mean of 15 batches"
+    )
     for (name, run), color in zip(runs.items(), (GREY, GREEN), strict=True):
         losses = run.curve.training
         parts = [losses[i : i + SMOOTHED] for i in range(0, len(losses), SMOOTHED)]
         middles = [i * SMOOTHED + len(part) / 2 for i, part in enumerate(parts)]
         means = [sum(part) / len(part) for part in parts]
-        axis.plot(middles, means, color=color, linewidth=1.3, label=f"{name}, training")
-        axis.plot(*zip(*run.curve.held_out.items(), strict=True), "o--", color=color, label=name)
+        axis.plot(middles, means, color=color, linewidth=1, label=f"{name}, training")
+        held_out = zip(*run.curve.held_out.items(), strict=True)
+        axis.plot(*held_out, "o-", color=color, linewidth=2.2, label=f"{name}, held out")
+    axis.set_xlabel("training step", color=INK, fontsize=10.5)
     axis.legend(frameon=False, fontsize=10.5, labelcolor=INK)
 
 
@@ -151,6 +163,7 @@ def _memory(axis: Axes, runs: dict[str, Run]) -> None:
         axis.bar(list(runs), sizes, 0.55, bottom=bottom, color=color, label=label)
         bottom = [b + size for b, size in zip(bottom, sizes, strict=True)]
     for i, total in enumerate(bottom):
-        axis.text(i, total, f"{total:.1f}\n", ha="center", va="bottom", color=INK, fontsize=11)
-    axis.margins(y=0.15)
+        label = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center"}
+        axis.annotate(f"{total:.1f}", (i, total), color=INK, fontsize=11, **label)
+    axis.margins(y=0.12)
     axis.legend(frameon=False, fontsize=10.5, labelcolor=INK)
