@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The steps of examples/finetune, each of which says what it found."""
+"""The steps of examples/finetune, each of which prints what it found."""
 
 import copy
 import json
@@ -16,7 +16,6 @@ import lowbit
 import outliers
 import torch
 from corpus import manual, sources, split
-from finetune import Settings
 from forms import Form
 from language_model import Curve, Score
 from lora import Run
@@ -24,6 +23,38 @@ from outliers import Planted
 from rich.console import Console
 from torch import Tensor
 from transformers import LlamaForCausalLM, logging
+
+
+@dataclass(frozen=True)
+class Settings:
+    modules: int = 1  # every so many of the library's modules is read
+    vocabulary: int = 2048
+    hidden: int = 256
+    layers: int = 4
+    context: int = 128
+    batch: int = 4
+    steps: int = 1500
+    learning_rate: float = 2e-3
+    outlier_features: int = 2
+    outlier_factor: int = 64
+    rank: int = 8
+    lora_steps: int = 300
+    lora_learning_rate: float = 1e-3
+    windows: int = 256  # of held-out text, each as long as a context
+    evaluations: int = 6  # of the held-out loss, after the first
+
+
+QUICK = Settings(
+    modules=8,
+    vocabulary=512,
+    hidden=128,
+    layers=2,
+    steps=150,
+    lora_steps=60,
+    windows=64,
+    evaluations=3,
+)
+
 
 # The bases of LoRA, by their names in forms.FORMS.
 BASES = {"fp32 base": "fp32", "NF4 base": "NF4, double quantization"}
@@ -93,23 +124,18 @@ def run(settings: Settings, output: Path) -> None:
 
 def read(settings: Settings) -> tuple[Texts, Texts]:
     """Code, from which the tokenizer learns too, and prose."""
+
+    def texts(name: str, training: list[str], held_out: list[str]) -> Texts:
+        stream = language_model.encode(tokenizer, training)
+        rest = language_model.encode(tokenizer, held_out)
+        windows = language_model.windows(rest, settings.context, settings.windows)
+        console.print(f"{name}: {len(stream):,} tokens to learn from, {windows.numel():,} held out")
+        return Texts(stream, windows)
+
     with console.status("Reading and tokenizing"):
-        code = split(sources()[:: settings.modules])
-        prose = split(manual())
+        code, prose = split(sources()[:: settings.modules]), split(manual())
         tokenizer = language_model.train_tokenizer(code[0], settings.vocabulary)
-        texts = []
-        for training, held_out in (code, prose):
-            windows = language_model.windows(
-                language_model.encode(tokenizer, held_out), settings.context, settings.windows
-            )
-            texts.append(Texts(language_model.encode(tokenizer, training), windows))
-    for name, text in zip(
-        ("Python's standard library", "its language reference"), texts, strict=True
-    ):
-        console.print(
-            f"{len(text.training):,} tokens of {name} to learn from, {text.held_out.numel():,} held out"
-        )
-    return texts[0], texts[1]
+        return texts("Python's standard library", *code), texts("Its language reference", *prose)
 
 
 def pretrain(settings: Settings, code: Texts) -> tuple[LlamaForCausalLM, Curve]:

@@ -8,41 +8,9 @@ NF4 model beside LoRA over the fp32 one.
 """
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
 
 OUTPUT = Path(__file__).parent / "output" / "finetune"
-
-
-@dataclass(frozen=True)
-class Settings:
-    modules: int = 1  # every so many of the library's modules is read
-    vocabulary: int = 2048
-    hidden: int = 256
-    layers: int = 4
-    context: int = 128
-    batch: int = 4
-    steps: int = 1500
-    learning_rate: float = 2e-3
-    outlier_features: int = 2
-    outlier_factor: int = 64
-    rank: int = 8
-    lora_steps: int = 300
-    lora_learning_rate: float = 1e-3
-    windows: int = 256  # of held-out text, each as long as a context
-    evaluations: int = 6  # of the held-out loss, after the first
-
-
-QUICK = Settings(
-    modules=8,
-    vocabulary=512,
-    hidden=128,
-    layers=2,
-    steps=150,
-    lora_steps=60,
-    windows=64,
-    evaluations=3,
-)
 
 
 def arguments() -> argparse.Namespace:
@@ -68,7 +36,7 @@ def main() -> None:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    experiment.run(QUICK if options.quick else Settings(), options.output)
+    experiment.run(experiment.QUICK if options.quick else experiment.Settings(), options.output)
 
 
 if __name__ == "__main__":
