@@ -32,25 +32,6 @@ const struct lowbit_int8_gemm *lowbit_int8_select_gemm(uint32_t isa, size_t m, b
     return gemm;
 }
 
-static const struct lowbit_int8_grad grads[] = {
-#define LOWBIT_GRAD(mr, nr, isa, ISA)                                                              \
-    {#mr "x" #nr "__" #isa,                                                                        \
-     ISA,                                                                                          \
-     mr,                                                                                           \
-     nr,                                                                                           \
-     lowbit_int8_grad_ukernel_##mr##x##nr##__##isa,                                                \
-     lowbit_int8_pairs_ukernel__avx512bf16,                                                        \
-     lowbit_int8_scale_ukernel__avx512bf16},
-#include "../kernels/cpu/int8/grad.inc"
-    {0}};
-
-const struct lowbit_int8_grad *lowbit_int8_select_grad(uint32_t isa) {
-    const struct lowbit_int8_grad *grad = grads;
-    while (grad->run && !(grad->isa & isa))
-        grad++;
-    return grad->run ? grad : NULL;
-}
-
 struct lowbit_int8_ukernels lowbit_int8_select_ukernels(uint32_t isa) {
     enum { f32 = LOWBIT_FLOAT32, f16 = LOWBIT_FLOAT16, bf16 = LOWBIT_BFLOAT16 };
     struct lowbit_int8_ukernels k = {0};
@@ -63,12 +44,12 @@ struct lowbit_int8_ukernels lowbit_int8_select_ukernels(uint32_t isa) {
     CHOOSE(codes[type], lowbit_int8_codes_ukernel_##type##__##isa, ISA)
 #define LOWBIT_DEQUANTIZE(type, isa, ISA)                                                          \
     CHOOSE(dequantize[type], lowbit_int8_dequantize_ukernel_##type##__##isa, ISA)
-#define LOWBIT_STORE(type, isa, ISA)                                                               \
-    CHOOSE(store[type], lowbit_int8_store_ukernel_##type##__##isa, ISA)
 #define LOWBIT_EPILOGUE(type, isa, ISA)                                                            \
     CHOOSE(epilogue[type], lowbit_int8_epilogue_ukernel_##type##__##isa, ISA)
 #define LOWBIT_PANEL(type, isa, ISA) CHOOSE(panel, lowbit_int8_panel_ukernel_##type##__##isa, ISA)
 #define LOWBIT_FMA(type, isa, ISA) CHOOSE(fma, lowbit_int8_fma_ukernel_##type##__##isa, ISA)
+#define LOWBIT_PAIRS(type, isa, ISA) CHOOSE(pairs, lowbit_int8_pairs_ukernel_##type##__##isa, ISA)
+#define LOWBIT_SCALE(type, isa, ISA) CHOOSE(scale, lowbit_int8_scale_ukernel_##type##__##isa, ISA)
 #include "../kernels/cpu/int8/elementwise.inc"
     return k;
 }

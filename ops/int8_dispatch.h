@@ -25,28 +25,16 @@ struct lowbit_int8_gemm {
 // holds LOWBIT_ISA_SCALAR; with full_range, one whose x may hold -128.
 const struct lowbit_int8_gemm *lowbit_int8_select_gemm(uint32_t isa, size_t m, bool full_range);
 
-// A row of kernels/cpu/int8/grad.inc, with who prepares its operands.
-struct lowbit_int8_grad {
-    const char *name;
-    uint32_t isa;
-    size_t mr, nr;
-    lowbit_int8_grad_ukernel *run;
-    lowbit_int8_pairs_ukernel *pairs;
-    lowbit_int8_scale_ukernel *scale;
-};
-
-// The best product of bf16 for the gradient, or null when the machine has none.
-const struct lowbit_int8_grad *lowbit_int8_select_grad(uint32_t isa);
-
 // The best of the other micro-kernels; those for each float type are indexed by lowbit_dtype.
 struct lowbit_int8_ukernels {
     lowbit_int8_range_ukernel *range[3];
     lowbit_int8_codes_ukernel *codes[3];
     lowbit_int8_dequantize_ukernel *dequantize[3];
-    lowbit_int8_store_ukernel *store[3];
     lowbit_int8_epilogue_ukernel *epilogue[3];
     lowbit_int8_panel_ukernel *panel;
     lowbit_int8_fma_ukernel *fma;
+    lowbit_int8_pairs_ukernel *pairs; // null, and scale too, where no processor multiplies bf16
+    lowbit_int8_scale_ukernel *scale;
 };
 struct lowbit_int8_ukernels lowbit_int8_select_ukernels(uint32_t isa);
 

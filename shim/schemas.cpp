@@ -15,4 +15,17 @@ STABLE_TORCH_LIBRARY(lowbit, m) {
           "Tensor? bias=None, float threshold=0.0, ScalarType? out_dtype=None) -> Tensor");
     m.def("int8_linear_grad_input(Tensor grad_output, Tensor weight, Tensor absmax, "
           "Tensor? offset=None) -> Tensor");
+
+    m.def("lut4_quantize(Tensor weight, Tensor codebook, int blocksize=64) "
+          "-> (Tensor packed, Tensor absmax)");
+    m.def("lut4_dequantize(Tensor packed, Tensor absmax, Tensor codebook, SymInt[] shape, "
+          "ScalarType? dtype=None, int blocksize=64, Tensor? nested_absmax=None, "
+          "Tensor? nested_codebook=None, Tensor? nested_offset=None) -> Tensor");
+    m.def("lut4_linear(Tensor x, Tensor packed, Tensor absmax, Tensor codebook, "
+          "Tensor? bias=None, int blocksize=64, Tensor? nested_absmax=None, "
+          "Tensor? nested_codebook=None, Tensor? nested_offset=None, "
+          "ScalarType? out_dtype=None) -> Tensor");
+    m.def("lut4_linear_grad_input(Tensor grad_output, Tensor packed, Tensor absmax, "
+          "Tensor codebook, SymInt in_features, int blocksize=64, Tensor? nested_absmax=None, "
+          "Tensor? nested_codebook=None, Tensor? nested_offset=None) -> Tensor");
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The tables of micro-kernels and the choice among their rows, for every machine there is.
 
+#include "../../ops/dense_dispatch.h"
 #include "../../ops/int8_dispatch.h"
 
 #include "lowbit/cpu.h"
@@ -78,12 +79,13 @@ TEST(ElementwiseTable, EverySignatureHasEveryTypeInPlainC) {
 #define LOWBIT_RANGE(type, isa, ISA) LOWBIT_NAME(range, type, isa, ISA)
 #define LOWBIT_CODES(type, isa, ISA) LOWBIT_NAME(codes, type, isa, ISA)
 #define LOWBIT_DEQUANTIZE(type, isa, ISA) LOWBIT_NAME(dequantize, type, isa, ISA)
-#define LOWBIT_STORE(type, isa, ISA) LOWBIT_NAME(store, type, isa, ISA)
 #define LOWBIT_EPILOGUE(type, isa, ISA) LOWBIT_NAME(epilogue, type, isa, ISA)
 #define LOWBIT_PANEL(type, isa, ISA) LOWBIT_NAME(panel, type, isa, ISA)
 #define LOWBIT_FMA(type, isa, ISA) LOWBIT_NAME(fma, type, isa, ISA)
+#define LOWBIT_PAIRS(type, isa, ISA) LOWBIT_NAME(pairs, type, isa, ISA)
+#define LOWBIT_SCALE(type, isa, ISA) LOWBIT_NAME(scale, type, isa, ISA)
 #include "../../kernels/cpu/int8/elementwise.inc"
-    for (const char *signature : {"range", "codes", "dequantize", "store", "epilogue"})
+    for (const char *signature : {"range", "codes", "dequantize", "epilogue"})
         for (const char *type : {"f32", "f16", "bf16"})
             EXPECT_TRUE(names.count(std::string(signature) + "_" + type + "__scalar"))
                 << signature << " " << type;
@@ -124,32 +126,64 @@ TEST(Dispatch, EveryGemmIsChosenSomewhere) {
         EXPECT_TRUE(chosen.count(row.name)) << row.name << " never runs";
 }
 
-TEST(Dispatch, ChoosesTheFirstGrad) {
+TEST(DenseTable, RowsAgreeWithTheirNames) {
+    std::set<std::string> names;
+#define LOWBIT_NAME_DENSE(row, isa, ISA)                                                           \
+    EXPECT_TRUE(names.insert(row).second) << "two rows of one name";                               \
+    EXPECT_STREQ(isa, lowbit_cpu_isa_name(ISA));
+#define LOWBIT_LOAD(type, isa, ISA) LOWBIT_NAME_DENSE("load_" #type "__" #isa, #isa, ISA)
+#define LOWBIT_STORE(type, isa, ISA) LOWBIT_NAME_DENSE("store_" #type "__" #isa, #isa, ISA)
+#define LOWBIT_TRANSPOSE(isa, ISA) LOWBIT_NAME_DENSE("transpose__" #isa, #isa, ISA)
+#define LOWBIT_INTERLEAVE(isa, ISA) LOWBIT_NAME_DENSE("interleave__" #isa, #isa, ISA)
+#include "../../kernels/cpu/dense/elementwise.inc"
+#define LOWBIT_GEMM(type, mr, nr, isa, ISA)                                                        \
+    LOWBIT_NAME_DENSE("gemm_" #type "_" #mr "x" #nr "__" #isa, #isa, ISA)
+#include "../../kernels/cpu/dense/gemm.inc"
+    for (const char *row : {"load_f32", "load_f16", "load_bf16", "store_f32", "store_f16",
+                            "store_bf16", "transpose", "interleave"})
+        EXPECT_TRUE(names.count(std::string(row) + "__scalar")) << row;
+}
+
+TEST(Dispatch, ChoosesTheFirstDenseGemm) {
+    enum { f32 = LOWBIT_FLOAT32, bf16 = LOWBIT_BFLOAT16 };
     const struct {
-        const char *name, *isa_name;
+        const char *name;
         uint32_t isa;
-        lowbit_int8_grad_ukernel *run;
-    } grads[] = {
-#define LOWBIT_GRAD(mr, nr, isa, ISA)                                                              \
-    {#mr "x" #nr "__" #isa, #isa, ISA, lowbit_int8_grad_ukernel_##mr##x##nr##__##isa},
-#include "../../kernels/cpu/int8/grad.inc"
-        {nullptr, nullptr, ~0u, nullptr}, // no row: the gradient is computed in fp32
+        int type;
+        size_t mr, nr;
+        lowbit_dense_gemm_ukernel *run;
+    } gemms[] = {
+#define LOWBIT_GEMM(type, mr, nr, isa, ISA)                                                        \
+    {#type "_" #mr "x" #nr "__" #isa,                                                              \
+     ISA,                                                                                          \
+     type,                                                                                         \
+     mr,                                                                                           \
+     nr,                                                                                           \
+     lowbit_dense_gemm_ukernel_##type##_##mr##x##nr##__##isa},
+#include "../../kernels/cpu/dense/gemm.inc"
+        {nullptr, ~0u, bf16, 0, 0, nullptr}, // no row: the product is computed in fp32
     };
-    for (uint32_t mask : masks()) {
-        const auto *want = grads;
-        while (!(want->isa & mask))
-            want++;
-        const lowbit_int8_grad *have = lowbit_int8_select_grad(mask);
-        ASSERT_EQ(have != nullptr, want->name != nullptr) << "mask " << mask;
-        if (have) {
-            EXPECT_STREQ(have->name, want->name) << "mask " << mask;
-            EXPECT_STREQ(want->isa_name, lowbit_cpu_isa_name(want->isa));
-            EXPECT_EQ(have->isa, want->isa);
-            EXPECT_EQ(have->run, want->run);
-            EXPECT_NE(have->pairs, nullptr);
-            EXPECT_NE(have->scale, nullptr);
+    std::set<std::string> chosen;
+    for (uint32_t mask : masks())
+        for (int type : {f32, bf16}) {
+            const auto *want = gemms;
+            while (!(want->isa & mask && want->type == type)) {
+                want++;
+                ASSERT_NE(want, std::end(gemms)) << "no row, mask " << mask << ", type " << type;
+            }
+            const lowbit_dense_gemm *have = lowbit_dense_select_gemm(mask, (lowbit_dtype)type);
+            ASSERT_EQ(have != nullptr, want->name != nullptr) << "mask " << mask;
+            if (have) {
+                EXPECT_STREQ(have->name, want->name) << "mask " << mask;
+                EXPECT_EQ(have->isa, want->isa);
+                EXPECT_EQ((int)have->type, want->type);
+                EXPECT_EQ(have->mr, want->mr);
+                EXPECT_EQ(have->nr, want->nr);
+                EXPECT_EQ(have->run, want->run);
+                chosen.insert(have->name);
+            }
         }
-    }
+    EXPECT_EQ(chosen.size(), std::size(gemms) - 1) << "a row never runs";
 }
 
 // The first row of the table whose instruction set is in mask.
@@ -169,29 +203,58 @@ TEST(Dispatch, ChoosesTheFirstOfTheOtherKernels) {
         Chosen<lowbit_int8_range_ukernel> range[] = {{mask}, {mask}, {mask}};
         Chosen<lowbit_int8_codes_ukernel> codes[] = {{mask}, {mask}, {mask}};
         Chosen<lowbit_int8_dequantize_ukernel> dequantize[] = {{mask}, {mask}, {mask}};
-        Chosen<lowbit_int8_store_ukernel> store[] = {{mask}, {mask}, {mask}};
         Chosen<lowbit_int8_epilogue_ukernel> epilogue[] = {{mask}, {mask}, {mask}};
         Chosen<lowbit_int8_panel_ukernel> panel[] = {{mask}};
         Chosen<lowbit_int8_fma_ukernel> fma[] = {{mask}};
+        Chosen<lowbit_int8_pairs_ukernel> pairs[] = {{mask}, {mask}, {mask}};
+        Chosen<lowbit_int8_scale_ukernel> scale[] = {{mask}, {mask}, {mask}};
 #define LOWBIT_OFFER(signature, type, isa, ISA)                                                    \
     signature[type].offer(ISA, lowbit_int8_##signature##_ukernel_##type##__##isa);
 #define LOWBIT_RANGE(type, isa, ISA) LOWBIT_OFFER(range, type, isa, ISA)
 #define LOWBIT_CODES(type, isa, ISA) LOWBIT_OFFER(codes, type, isa, ISA)
 #define LOWBIT_DEQUANTIZE(type, isa, ISA) LOWBIT_OFFER(dequantize, type, isa, ISA)
-#define LOWBIT_STORE(type, isa, ISA) LOWBIT_OFFER(store, type, isa, ISA)
 #define LOWBIT_EPILOGUE(type, isa, ISA) LOWBIT_OFFER(epilogue, type, isa, ISA)
 #define LOWBIT_PANEL(type, isa, ISA) LOWBIT_OFFER(panel, type, isa, ISA)
 #define LOWBIT_FMA(type, isa, ISA) LOWBIT_OFFER(fma, type, isa, ISA)
+#define LOWBIT_PAIRS(type, isa, ISA) LOWBIT_OFFER(pairs, type, isa, ISA)
+#define LOWBIT_SCALE(type, isa, ISA) LOWBIT_OFFER(scale, type, isa, ISA)
 #include "../../kernels/cpu/int8/elementwise.inc"
         for (int type = f32; type <= bf16; type++) {
             EXPECT_EQ(have.range[type], range[type].function);
             EXPECT_EQ(have.codes[type], codes[type].function);
             EXPECT_EQ(have.dequantize[type], dequantize[type].function);
-            EXPECT_EQ(have.store[type], store[type].function);
             EXPECT_EQ(have.epilogue[type], epilogue[type].function);
         }
         EXPECT_EQ(have.panel, panel[f32].function);
         EXPECT_EQ(have.fma, fma[f32].function);
+        EXPECT_EQ(have.pairs, pairs[bf16].function);
+        EXPECT_EQ(have.scale, scale[bf16].function);
+        EXPECT_EQ(have.pairs != nullptr, lowbit_dense_select_gemm(mask, LOWBIT_BFLOAT16) != nullptr)
+            << "who multiplies bf16 has to prepare it";
+    }
+}
+
+TEST(Dispatch, ChoosesTheFirstOfTheOtherDenseKernels) {
+    for (uint32_t mask : masks()) {
+        const lowbit_dense_ukernels have = lowbit_dense_select_ukernels(mask);
+        enum { f32, f16, bf16 };
+        Chosen<lowbit_dense_load_ukernel> load[] = {{mask}, {mask}, {mask}};
+        Chosen<lowbit_dense_store_ukernel> store[] = {{mask}, {mask}, {mask}};
+        Chosen<lowbit_dense_transpose_ukernel> transpose = {mask};
+        Chosen<lowbit_dense_interleave_ukernel> interleave = {mask};
+#define LOWBIT_LOAD(type, isa, ISA)                                                                \
+    load[type].offer(ISA, lowbit_dense_load_ukernel_##type##__##isa);
+#define LOWBIT_STORE(type, isa, ISA)                                                               \
+    store[type].offer(ISA, lowbit_dense_store_ukernel_##type##__##isa);
+#define LOWBIT_TRANSPOSE(isa, ISA) transpose.offer(ISA, lowbit_dense_transpose_ukernel__##isa);
+#define LOWBIT_INTERLEAVE(isa, ISA) interleave.offer(ISA, lowbit_dense_interleave_ukernel__##isa);
+#include "../../kernels/cpu/dense/elementwise.inc"
+        for (int type = f32; type <= bf16; type++) {
+            EXPECT_EQ(have.load[type], load[type].function);
+            EXPECT_EQ(have.store[type], store[type].function);
+        }
+        EXPECT_EQ(have.transpose, transpose.function);
+        EXPECT_EQ(have.interleave, interleave.function);
     }
 }
 

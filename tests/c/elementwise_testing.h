@@ -14,10 +14,11 @@ extern "C" {
 #define LOWBIT_RANGE(type, isa, ISA) LOWBIT_EMULATE(range, type, isa)
 #define LOWBIT_CODES(type, isa, ISA) LOWBIT_EMULATE(codes, type, isa)
 #define LOWBIT_DEQUANTIZE(type, isa, ISA) LOWBIT_EMULATE(dequantize, type, isa)
-#define LOWBIT_STORE(type, isa, ISA) LOWBIT_EMULATE(store, type, isa)
 #define LOWBIT_EPILOGUE(type, isa, ISA) LOWBIT_EMULATE(epilogue, type, isa)
 #define LOWBIT_PANEL(type, isa, ISA) LOWBIT_EMULATE(panel, type, isa)
 #define LOWBIT_FMA(type, isa, ISA) LOWBIT_EMULATE(fma, type, isa)
+#define LOWBIT_PAIRS(type, isa, ISA) LOWBIT_EMULATE(pairs, type, isa)
+#define LOWBIT_SCALE(type, isa, ISA) LOWBIT_EMULATE(scale, type, isa)
 #include "../../kernels/cpu/int8/elementwise.inc"
 }
 #endif
@@ -26,10 +27,11 @@ struct ElementwiseRows {
     std::vector<Variant<lowbit_int8_range_ukernel>> range;
     std::vector<Variant<lowbit_int8_codes_ukernel>> codes;
     std::vector<Variant<lowbit_int8_dequantize_ukernel>> dequantize;
-    std::vector<Variant<lowbit_int8_store_ukernel>> store;
     std::vector<Variant<lowbit_int8_epilogue_ukernel>> epilogue;
     std::vector<Variant<lowbit_int8_panel_ukernel>> panel;
     std::vector<Variant<lowbit_int8_fma_ukernel>> fma;
+    std::vector<Variant<lowbit_int8_pairs_ukernel>> pairs;
+    std::vector<Variant<lowbit_int8_scale_ukernel>> scale;
 
     ElementwiseRows() {
 #define LOWBIT_ADD(signature, type, isa, ISA)                                                      \
@@ -39,10 +41,11 @@ struct ElementwiseRows {
 #define LOWBIT_RANGE(type, isa, ISA) LOWBIT_ADD(range, type, isa, ISA)
 #define LOWBIT_CODES(type, isa, ISA) LOWBIT_ADD(codes, type, isa, ISA)
 #define LOWBIT_DEQUANTIZE(type, isa, ISA) LOWBIT_ADD(dequantize, type, isa, ISA)
-#define LOWBIT_STORE(type, isa, ISA) LOWBIT_ADD(store, type, isa, ISA)
 #define LOWBIT_EPILOGUE(type, isa, ISA) LOWBIT_ADD(epilogue, type, isa, ISA)
 #define LOWBIT_PANEL(type, isa, ISA) LOWBIT_ADD(panel, type, isa, ISA)
 #define LOWBIT_FMA(type, isa, ISA) LOWBIT_ADD(fma, type, isa, ISA)
+#define LOWBIT_PAIRS(type, isa, ISA) LOWBIT_ADD(pairs, type, isa, ISA)
+#define LOWBIT_SCALE(type, isa, ISA) LOWBIT_ADD(scale, type, isa, ISA)
 #include "../../kernels/cpu/int8/elementwise.inc"
     }
 };

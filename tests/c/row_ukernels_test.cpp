@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The micro-kernels for one row of x, of y or of a weight: range, codes, dequantize and store.
+// The micro-kernels for one row of x, of y or of a weight: range, codes, dequantize, and the
+// operands of products of bf16: pairs and scale.
 // Each equals, in bits, the scalar row of its signature and type; and the scalar row is within
 // rounding of the same computed in float64.
 
@@ -174,60 +175,60 @@ INSTANTIATE_TEST_SUITE_P(, Dequantize, testing::ValuesIn(rows().dequantize), Var
 
 // ---------------------------------------------------------------------------------------------
 
-class Store : public UkernelTest<Variant<lowbit_int8_store_ukernel>> {};
-class StoreAsHalves : public Store {};
+class Pairs : public UkernelTest<Variant<lowbit_int8_pairs_ukernel>> {};
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(Pairs);
 
-TEST_P(Store, EqualsScalar) {
-    const std::string &name = GetParam().name;
-    const lowbit_float type = type_of(name);
-    lowbit_int8_store_ukernel *reference = scalar(rows().store, name);
-    Random random(12);
+TEST_P(Pairs, HoldTheCodes) {
+    Random random(9);
     for (size_t k : lengths())
-        for (GuardedBuffer::Side side : sides)
-            for (bool wild : {false, true}) {
-                const Array<float> x(k, side);
-                for (size_t i = 0; i < k; i++)
-                    x[i] = sample(random, wild);
-                const float base = sample(random, wild);
-                const Floats want(type, k, side), have(type, k, side);
-                reference(k, x.data(), base, want.data());
-                GetParam().run(k, x.data(), base, have.data());
-                ASSERT_TRUE(same_bits(want.data(), have.data(), have.bytes().bytes(),
-                                      lowbit_float_size(type)))
-                    << "k " << k << ", base " << base;
-                for (size_t i = 0; is_scalar(name) && i < k; i++)
-                    expect_rounded(type, (double)x[i] + base, 0, have.get(i));
-                if (HasFailure())
-                    return;
+        for (bool second : {false, true}) {
+            const Array<int8_t> low(k), high(k);
+            const Array<uint32_t> want(k), have(k);
+            for (size_t i = 0; i < k; i++) {
+                low[i] = (int8_t)random.bits();
+                high[i] = (int8_t)random.bits();
+                want[i] = to_bf16(low[i]) | (uint32_t)(second ? to_bf16(high[i]) : 0) << 16;
+            }
+            GetParam().run(k, low.data(), second ? high.data() : nullptr, have.data());
+            ASSERT_TRUE(same_bits(want, have)) << "k " << k << ", second " << second;
+        }
+}
+
+INSTANTIATE_TEST_SUITE_P(, Pairs, testing::ValuesIn(rows().pairs), VariantName());
+
+// ---------------------------------------------------------------------------------------------
+
+class Scale : public UkernelTest<Variant<lowbit_int8_scale_ukernel>> {};
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(Scale);
+
+TEST_P(Scale, RoundsProducts) {
+    Random random(10);
+    for (size_t n : lengths())
+        for (bool wild : {false, true})
+            for (bool with_offset : {false, true}) {
+                Floats x(bf16, n);
+                fill(x, random, wild);
+                const Array<float> s(n), offset(n);
+                fill(s, random, wild);
+                fill(offset, random, wild);
+                const Array<uint16_t> want(n), have(n);
+                double exact = 0, size = 0;
+                for (size_t i = 0; i < n; i++) {
+                    want[i] = to_bf16(x.get(i) * s[i]);
+                    exact += with_offset ? (double)x.get(i) * offset[i] : 0;
+                    size += with_offset ? std::fabs((double)x.get(i) * offset[i]) : 0;
+                }
+                const float sum =
+                    GetParam().run(n, (const uint16_t *)x.data(), s.data(),
+                                   with_offset ? offset.data() : nullptr, have.data());
+                ASSERT_TRUE(same_bits(want, have)) << "n " << n;
+                if (!wild) {
+                    ASSERT_LE(std::fabs(sum - exact), (double)(n + 16) * 0x1p-24 * size)
+                        << "n " << n;
+                }
             }
 }
 
-// Every half, the numbers midway between two, and their neighbours in fp32.
-TEST_P(StoreAsHalves, RoundsToEach) {
-    const lowbit_float type = type_of(GetParam().name);
-    const auto dtype = (lowbit_dtype)type;
-    const uint16_t infinity = type == f16 ? 0x7c00 : 0x7f80;
-    const auto half = [&](int bits) { return reference_from_half(dtype, (uint16_t)bits); };
-    std::vector<float> values;
-    for (int bits = 0; bits < infinity; bits++) {
-        // Midway to infinity: to the number that would come next if exponents went on.
-        const float step =
-            bits + 1 < infinity ? half(bits + 1) - half(bits) : half(bits) - half(bits - 1);
-        const float middle = half(bits) + step / 2;
-        for (float value :
-             {half(bits), middle, std::nextafter(middle, 0.0f), std::nextafter(middle, INFINITY)})
-            values.insert(values.end(), {value, -value});
-    }
-    const Array<float> x(values.size());
-    const Floats y(type, values.size());
-    std::copy(values.begin(), values.end(), x.data());
-    GetParam().run(values.size(), x.data(), 0, y.data());
-    for (size_t i = 0; i < values.size(); i++) // the addition makes -0 to +0
-        ASSERT_EQ(((uint16_t *)y.data())[i], reference_to_half(dtype, values[i] + 0.0f))
-            << std::hexfloat << values[i];
-}
-
-INSTANTIATE_TEST_SUITE_P(, Store, testing::ValuesIn(rows().store), VariantName());
-INSTANTIATE_TEST_SUITE_P(, StoreAsHalves, testing::ValuesIn(halves(rows().store)), VariantName());
+INSTANTIATE_TEST_SUITE_P(, Scale, testing::ValuesIn(rows().scale), VariantName());
 
 } // namespace

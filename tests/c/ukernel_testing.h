@@ -10,6 +10,7 @@
 #include "samples.h"
 
 #include "../../kernels/cpu/common/floats.h"
+#include "../../kernels/cpu/dense/ukernels.h"
 #include "../../kernels/cpu/int8/ukernels.h"
 
 #include <map>
@@ -143,6 +144,13 @@ class Floats {
     size_t count_;
     Array<unsigned char> bytes_;
 };
+
+inline uint16_t to_bf16(float value) {
+    return reference_to_half(LOWBIT_BFLOAT16, value);
+}
+inline float from_bf16(uint16_t bits) {
+    return reference_from_half(LOWBIT_BFLOAT16, bits);
+}
 
 // Zeros, subnormals, the largest numbers, infinities, NaN of both signs, quiet and signalling.
 inline float extreme(Random &random) {

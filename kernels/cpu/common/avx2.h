@@ -17,11 +17,16 @@ LOWBIT_INLINE __m256 lowbit_load8(enum lowbit_float type, const void *array, siz
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
 
+// A NaN becomes the positive quiet NaN.
+LOWBIT_INLINE __m256 lowbit_quiet8(__m256 value) {
+    __m256 nan = _mm256_cmp_ps(value, value, _CMP_UNORD_Q);
+    return _mm256_blendv_ps(value, _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000)), nan);
+}
+
 // Rounds half to even; a NaN becomes the positive quiet NaN. bf16 is rounded with integers: the
 // instruction for it flushes subnormals.
 LOWBIT_INLINE void lowbit_store8(enum lowbit_float type, void *array, size_t i, __m256 value) {
-    __m256 nan = _mm256_cmp_ps(value, value, _CMP_UNORD_Q);
-    value = _mm256_blendv_ps(value, _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000)), nan);
+    value = lowbit_quiet8(value);
     if (type == f32) {
         _mm256_storeu_ps((float *)array + i, value);
         return;
@@ -61,6 +66,25 @@ LOWBIT_INLINE float lowbit_max8(__m256 v) {
     __m128 max = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     max = _mm_max_ps(max, _mm_movehl_ps(max, max));
     return _mm_cvtss_f32(_mm_max_ss(max, _mm_movehdup_ps(max)));
+}
+
+// Rows of eight dwords become columns.
+LOWBIT_INLINE void lowbit_transpose8(__m256i r[8]) {
+    __m256i t[8];
+    for (int i = 0; i < 4; i++) {
+        t[2 * i] = _mm256_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm256_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+    for (int i = 0; i < 2; i++)
+        for (int j = 0; j < 2; j++) {
+            r[4 * i + 2 * j] = _mm256_unpacklo_epi64(t[4 * i + j], t[4 * i + 2 + j]);
+            r[4 * i + 2 * j + 1] = _mm256_unpackhi_epi64(t[4 * i + j], t[4 * i + 2 + j]);
+        }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm256_permute2x128_si256(r[i], r[i + 4], 0x20);
+        t[i + 4] = _mm256_permute2x128_si256(r[i], r[i + 4], 0x31);
+    }
+    memcpy(r, t, sizeof t);
 }
 
 #endif

@@ -30,26 +30,31 @@ LOWBIT_INLINE __m512 lowbit_load16(enum lowbit_float type, const void *array, si
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
-// Rounds half to even; a NaN becomes the positive quiet NaN. bf16 is rounded with integers: the
-// instruction for it flushes subnormals.
+// A NaN becomes the positive quiet NaN.
+LOWBIT_INLINE __m512 lowbit_quiet16(__m512 value) {
+    __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+    return _mm512_mask_mov_ps(value, nan, _mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000)));
+}
+
+// Sixteen values, none a negative NaN, as f16 or bf16, rounded half to even. bf16 is rounded with
+// integers: the instruction for it flushes subnormals.
+LOWBIT_INLINE __m256i lowbit_halves16(enum lowbit_float type, __m512 value) {
+    if (type == f16)
+        return _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512i bits = _mm512_castps_si512(value);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16));
+}
+
+// Rounds half to even; a NaN becomes the positive quiet NaN.
 LOWBIT_INLINE void lowbit_store16(enum lowbit_float type, void *array, size_t i, __mmask16 in,
                                   __m512 value) {
-    __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-    value = _mm512_mask_mov_ps(value, nan, _mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000)));
-    if (type == f32) {
+    value = lowbit_quiet16(value);
+    if (type == f32)
         _mm512_mask_storeu_ps((float *)array + i, in, value);
-        return;
-    }
-    __m256i half;
-    if (type == f16) {
-        half = _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    } else {
-        __m512i bits = _mm512_castps_si512(value);
-        __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-        bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-        half = _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16));
-    }
-    _mm256_mask_storeu_epi16((uint16_t *)array + i, in, half);
+    else
+        _mm256_mask_storeu_epi16((uint16_t *)array + i, in, lowbit_halves16(type, value));
 }
 
 // Rows of sixteen dwords become columns.

@@ -7,25 +7,14 @@
 // of x across: it is transposed on its way to acc.
 
 #include "ukernels.h"
+#include "../common/amx.h"
 #include "../common/avx512.h"
 
 enum {
-    ROWS = 16,                 // of a tile
-    STEP = 64,                 // columns of the weight that one tdpbssd takes
-    BLOCK_BYTES = ROWS * STEP, // of the weight, or of x
+    ROWS = LOWBIT_AMX_ROWS,
+    STEP = LOWBIT_AMX_ROW_BYTES, // columns of the weight that one tdpbssd takes
+    BLOCK_BYTES = ROWS * STEP,   // of the weight, or of x
     SUMS = ROWS * ROWS,
-};
-
-// Eight tiles, each of 16 rows of 64 bytes. Constant data, because gcc's _tile_loadconfig declares
-// that it reads 8 bytes of these 64: it may drop stores to the others.
-static const struct {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-} eight_tiles = {
-    .palette = 1,
-    .row_bytes = {STEP, STEP, STEP, STEP, STEP, STEP, STEP, STEP},
-    .rows = {ROWS, ROWS, ROWS, ROWS, ROWS, ROWS, ROWS, ROWS},
 };
 
 // 16 rows of the weight from row n on, 64 columns from column k on, and how far apart its rows are:
@@ -72,7 +61,7 @@ LOWBIT_INLINE void store_transposed(const int32_t *sums, int32_t *acc, size_t ac
 void lowbit_int8_gemm_ukernel_16x64__amx(const struct lowbit_int8_gemm_args *a) {
     _Alignas(64) int8_t copy[BLOCK_BYTES];
     _Alignas(64) int32_t sums[4][SUMS];
-    _tile_loadconfig(&eight_tiles);
+    _tile_loadconfig(&lowbit_eight_tiles);
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -104,7 +93,7 @@ void lowbit_int8_gemm_ukernel_32x32__amx(const struct lowbit_int8_gemm_args *a) 
     const bool two = a->m > ROWS;          // blocks of x; a second one need not exist
     const size_t steps = (a->k + STEP - 1) / STEP;
     size_t touched = 0, touch = 0;
-    _tile_loadconfig(&eight_tiles);
+    _tile_loadconfig(&lowbit_eight_tiles);
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -145,40 +134,4 @@ void lowbit_int8_tiles__amx(size_t m, size_t k, const int8_t *q, size_t q_stride
         for (size_t i = 0; i < ROWS; i++)
             _mm512_store_si512(tiles + k0 * ROWS + i * STEP, r[i]);
     }
-}
-
-// 2 x 2 tiles of the gradient, loaded from sum and stored there again.
-void lowbit_int8_grad_ukernel_32x32__amx(const struct lowbit_int8_grad_args *a) {
-    const bool two = a->m > ROWS;
-    const size_t g_bytes = a->g_stride * sizeof *a->g, row_bytes = a->stride * sizeof(float);
-    _tile_loadconfig(&eight_tiles);
-    for (size_t k = 0; k < a->k; k += 2 * ROWS) {
-        float *sum = a->sum + k, *below = sum + ROWS * a->stride;
-        _tile_loadd(0, sum, row_bytes);
-        _tile_loadd(1, sum + ROWS, row_bytes);
-        if (two) {
-            _tile_loadd(2, below, row_bytes);
-            _tile_loadd(3, below + ROWS, row_bytes);
-        }
-        for (size_t n = 0; n < a->n; n += 2 * ROWS) {
-            const uint32_t *panel = a->panel + n / 2 * a->stride + k;
-            _tile_loadd(4, a->g + n, g_bytes);
-            _tile_loadd(6, panel, row_bytes);
-            _tile_loadd(7, panel + ROWS, row_bytes);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_dpbf16ps(1, 4, 7);
-            if (two) {
-                _tile_loadd(5, a->g + ROWS * a->g_stride + n, g_bytes);
-                _tile_dpbf16ps(2, 5, 6);
-                _tile_dpbf16ps(3, 5, 7);
-            }
-        }
-        _tile_stored(0, sum, row_bytes);
-        _tile_stored(1, sum + ROWS, row_bytes);
-        if (two) {
-            _tile_stored(2, below, row_bytes);
-            _tile_stored(3, below + ROWS, row_bytes);
-        }
-    }
-    _tile_release();
 }

@@ -111,14 +111,6 @@ LOWBIT_INLINE void dequantize(enum lowbit_float type, size_t k, const int8_t *q,
     }
 }
 
-LOWBIT_INLINE void store(enum lowbit_float type, size_t k, const float *x, float base, void *y) {
-    size_t i = 0;
-    for (; i + 8 <= k; i += 8)
-        lowbit_store8(type, y, i, _mm256_add_ps(_mm256_loadu_ps(x + i), _mm256_set1_ps(base)));
-    for (; i < k; i++)
-        lowbit_float_store(type, y, i, x[i] + base);
-}
-
 LOWBIT_INLINE void epilogue(enum lowbit_float type, const struct lowbit_int8_epilogue_args *a) {
     float tail[8];
     for (size_t m = 0; m < a->m; m++) {
@@ -342,25 +334,6 @@ void lowbit_int8_gemm_ukernel_2x64__avx2(const struct lowbit_int8_gemm_args *a) 
         gemm_in_place(a, 2, true);
 }
 
-// Rows i of eight dwords become columns.
-LOWBIT_INLINE void transpose_8x8(__m256i r[8]) {
-    __m256i t[8];
-    for (int i = 0; i < 4; i++) {
-        t[2 * i] = _mm256_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-        t[2 * i + 1] = _mm256_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-    }
-    for (int i = 0; i < 2; i++)
-        for (int j = 0; j < 2; j++) {
-            r[4 * i + 2 * j] = _mm256_unpacklo_epi64(t[4 * i + j], t[4 * i + 2 + j]);
-            r[4 * i + 2 * j + 1] = _mm256_unpackhi_epi64(t[4 * i + j], t[4 * i + 2 + j]);
-        }
-    for (int i = 0; i < 4; i++) {
-        t[i] = _mm256_permute2x128_si256(r[i], r[i + 4], 0x20);
-        t[i + 4] = _mm256_permute2x128_si256(r[i], r[i + 4], 0x31);
-    }
-    memcpy(r, t, sizeof t);
-}
-
 void lowbit_int8_pack_ukernel__avx2(size_t n, size_t k, const int8_t *w, size_t w_stride,
                                     int8_t *panel) {
     const size_t steps = (k + 3) / 4;
@@ -380,7 +353,7 @@ void lowbit_int8_pack_ukernel__avx2(size_t n, size_t k, const int8_t *w, size_t 
                     r[i] = _mm256_loadu_si256((const __m256i *)tail);
                 }
             }
-            transpose_8x8(r);
+            lowbit_transpose8(r);
             for (size_t i = 0; i < 8 && k0 / 4 + i < steps; i++)
                 _mm256_storeu_si256((__m256i *)(to + (k0 / 4 + i) * 64), r[i]);
         }

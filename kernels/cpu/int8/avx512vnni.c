@@ -99,14 +99,6 @@ LOWBIT_INLINE void dequantize(enum lowbit_float type, size_t k, const int8_t *q,
     }
 }
 
-LOWBIT_INLINE void store(enum lowbit_float type, size_t k, const float *x, float base, void *y) {
-    for (size_t i = 0; i < k; i += 16) {
-        __mmask16 in = lowbit_first16(k - i);
-        __m512 v = _mm512_maskz_loadu_ps(in, x + i);
-        lowbit_store16(type, y, i, in, _mm512_add_ps(v, _mm512_set1_ps(base)));
-    }
-}
-
 LOWBIT_INLINE void epilogue(enum lowbit_float type, const struct lowbit_int8_epilogue_args *a) {
     for (size_t m = 0; m < a->m; m++) {
         const int32_t *acc = a->acc + m * a->acc_stride;

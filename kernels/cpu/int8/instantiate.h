@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The rows of elementwise.inc that come in every float type, for one instruction set: included at the
-// end of a file that defines range, codes, dequantize, store and epilogue as inline functions of the
+// end of a file that defines range, codes, dequantize and epilogue as inline functions of the
 // type, LOWBIT_INSTANTIATE(avx2) makes the functions that the table names.
 #ifndef LOWBIT_KERNELS_CPU_INT8_INSTANTIATE_H
 #define LOWBIT_KERNELS_CPU_INT8_INSTANTIATE_H
@@ -22,10 +22,6 @@
     void lowbit_int8_dequantize_ukernel_##type##__##isa(size_t k, const int8_t *q, float s,        \
                                                         const float *offset, void *y) {            \
         dequantize(type, k, q, s, offset, y);                                                      \
-    }                                                                                              \
-    void lowbit_int8_store_ukernel_##type##__##isa(size_t k, const float *x, float base,           \
-                                                   void *y) {                                      \
-        store(type, k, x, base, y);                                                                \
     }                                                                                              \
     void lowbit_int8_epilogue_ukernel_##type##__##isa(                                             \
         const struct lowbit_int8_epilogue_args *args) {                                            \

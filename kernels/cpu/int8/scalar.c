@@ -59,11 +59,6 @@ LOWBIT_INLINE void dequantize(enum lowbit_float type, size_t k, const int8_t *q,
         lowbit_float_store(type, y, i, dequantized(q[i], s, offset));
 }
 
-LOWBIT_INLINE void store(enum lowbit_float type, size_t k, const float *x, float base, void *y) {
-    for (size_t i = 0; i < k; i++)
-        lowbit_float_store(type, y, i, x[i] + base);
-}
-
 LOWBIT_INLINE void epilogue(enum lowbit_float type, const struct lowbit_int8_epilogue_args *a) {
     for (size_t m = 0; m < a->m; m++)
         for (size_t n = 0; n < a->n; n++) {

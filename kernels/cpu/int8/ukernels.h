@@ -45,9 +45,6 @@ typedef int32_t lowbit_int8_codes_ukernel(size_t k, const void *x, float t, floa
 typedef void lowbit_int8_dequantize_ukernel(size_t k, const int8_t *q, float s, const float *offset,
                                             void *y);
 
-// store: y_k = x_k + base, rounded half to even; NaN becomes the positive quiet NaN.
-typedef void lowbit_int8_store_ukernel(size_t k, const float *x, float base, void *y);
-
 // pack: rewrites n <= LOWBIT_INT8_TILE_N rows of the weight for a gemm that asks for it. Panels of
 // 16 rows follow each other; in a panel four k of one row stand together, then the next row, then
 // the next four k: element (n, k) is at
@@ -140,9 +137,8 @@ struct lowbit_int8_fma_args {
 };
 typedef void lowbit_int8_fma_ukernel(const struct lowbit_int8_fma_args *args);
 
-// The gradient for bf16 is a product of bf16 numbers, summed in fp32 by the processor's instruction
-// for it, in the order that suits it: results differ in the last bits from one instruction set to
-// the next.
+// pairs and scale prepare the gradient for a processor that multiplies bf16 numbers (the dense
+// family's gemm for bf16); there is none in plain C.
 //
 // pairs: columns of two rows of the weight side by side, as bf16, which holds any int8 exactly:
 // panel[k] has row 0 in its lower and row 1 in its upper half. second null: a row of zeros.
@@ -154,22 +150,6 @@ typedef void lowbit_int8_pairs_ukernel(size_t k, const int8_t *first, const int8
 typedef float lowbit_int8_scale_ukernel(size_t n, const uint16_t *x, const float *s,
                                         const float *offset, uint16_t *y);
 
-// grad: sum[m][k] += sum over n of g[m][n] * weight[n][k] for m <= MR rows and k columns.
-//
-// n is a multiple of 32; row m of g starts at g + m * g_stride; pair j of the weight's rows stands
-// at panel + j * stride, row m of sum at sum + m * stride. stride is a multiple of 64, and so many
-// columns of panel and sum may be read, and those of sum written, as k rounded up to a multiple of
-// 64; in the same way rows of g and sum, as m rounded up to a multiple of 16.
-struct lowbit_int8_grad_args {
-    size_t m, n, k;
-    const uint16_t *g;
-    size_t g_stride;
-    const uint32_t *panel;
-    float *sum;
-    size_t stride;
-};
-typedef void lowbit_int8_grad_ukernel(const struct lowbit_int8_grad_args *args);
-
 enum lowbit_int8_x_layout { LOWBIT_INT8_ROWS, LOWBIT_INT8_TILES };
 
 // The tables. A row names its kernel's function by the grammar
@@ -180,21 +160,16 @@ enum lowbit_int8_x_layout { LOWBIT_INT8_ROWS, LOWBIT_INT8_TILES };
 #define LOWBIT_RANGE(type, isa, ISA) LOWBIT_DECLARE(range, type, isa)
 #define LOWBIT_CODES(type, isa, ISA) LOWBIT_DECLARE(codes, type, isa)
 #define LOWBIT_DEQUANTIZE(type, isa, ISA) LOWBIT_DECLARE(dequantize, type, isa)
-#define LOWBIT_STORE(type, isa, ISA) LOWBIT_DECLARE(store, type, isa)
 #define LOWBIT_EPILOGUE(type, isa, ISA) LOWBIT_DECLARE(epilogue, type, isa)
 #define LOWBIT_PANEL(type, isa, ISA) LOWBIT_DECLARE(panel, type, isa)
 #define LOWBIT_FMA(type, isa, ISA) LOWBIT_DECLARE(fma, type, isa)
+#define LOWBIT_PAIRS(type, isa, ISA) LOWBIT_DECLARE(pairs, type, isa)
+#define LOWBIT_SCALE(type, isa, ISA) LOWBIT_DECLARE(scale, type, isa)
 #include "elementwise.inc"
 #define LOWBIT_PACK(isa) lowbit_int8_pack_ukernel lowbit_int8_pack_ukernel__##isa;
 #define LOWBIT_GEMM(mr, nr, isa, ISA, m_min, m_max, x_layout, pack, full_range)                    \
     lowbit_int8_gemm_ukernel lowbit_int8_gemm_ukernel_##mr##x##nr##__##isa;
 #include "gemm.inc"
-#define LOWBIT_GRAD(mr, nr, isa, ISA)                                                              \
-    lowbit_int8_grad_ukernel lowbit_int8_grad_ukernel_##mr##x##nr##__##isa;
-#define LOWBIT_PAIRS(isa, ISA)                                                                     \
-    lowbit_int8_pairs_ukernel lowbit_int8_pairs_ukernel__##isa;                                    \
-    lowbit_int8_scale_ukernel lowbit_int8_scale_ukernel__##isa;
-#include "grad.inc"
 
 #ifdef __cplusplus
 }

@@ -10,6 +10,11 @@
 #include "lowbit/int8_linear_grad_input.h"
 #include "lowbit/int8_matmul.h"
 #include "lowbit/int8_quantize.h"
+#include "lowbit/lut4_dequantize.h"
+#include "lowbit/lut4_linear.h"
+#include "lowbit/lut4_linear_grad_input.h"
+#include "lowbit/lut4_quantize.h"
+#include "lowbit/lut4_weight.h"
 #include "lowbit/status.h"
 #include "lowbit/tensor.h"
 

@@ -12,22 +12,18 @@
 #define LOWBIT_CODES(type, isa, ISA) RENAME(codes, lowbit_int8_codes_ukernel_##type##__##isa)
 #define LOWBIT_DEQUANTIZE(type, isa, ISA)                                                          \
     RENAME(dequantize, lowbit_int8_dequantize_ukernel_##type##__##isa)
-#define LOWBIT_STORE(type, isa, ISA) RENAME(store, lowbit_int8_store_ukernel_##type##__##isa)
 #define LOWBIT_EPILOGUE(type, isa, ISA)                                                            \
     RENAME(epilogue, lowbit_int8_epilogue_ukernel_##type##__##isa)
 #define LOWBIT_PANEL(type, isa, ISA) RENAME(panel, lowbit_int8_panel_ukernel_##type##__##isa)
 #define LOWBIT_FMA(type, isa, ISA) RENAME(fma, lowbit_int8_fma_ukernel_##type##__##isa)
+#define LOWBIT_PAIRS(type, isa, ISA) RENAME(pairs, lowbit_int8_pairs_ukernel_##type##__##isa)
+#define LOWBIT_SCALE(type, isa, ISA) RENAME(scale, lowbit_int8_scale_ukernel_##type##__##isa)
 #include "../../../kernels/cpu/int8/elementwise.inc"
 
 #define LOWBIT_PACK(isa) RENAME(pack, lowbit_int8_pack_ukernel__##isa)
 #define LOWBIT_GEMM(mr, nr, isa, ISA, m_min, m_max, x_layout, pack, full_range)                    \
     RENAME(gemm, lowbit_int8_gemm_ukernel_##mr##x##nr##__##isa)
 #include "../../../kernels/cpu/int8/gemm.inc"
-
-#define LOWBIT_GRAD(mr, nr, isa, ISA) RENAME(grad, lowbit_int8_grad_ukernel_##mr##x##nr##__##isa)
-#define LOWBIT_PAIRS(isa, ISA)                                                                     \
-    RENAME(pairs, lowbit_int8_pairs_ukernel__##isa) RENAME(scale, lowbit_int8_scale_ukernel__##isa)
-#include "../../../kernels/cpu/int8/grad.inc"
 
 void lowbit_int8_tiles__amx(size_t m, size_t k, const int8_t *q, size_t q_stride,
                             int8_t *tiles) __asm__("emulated_lowbit_int8_tiles__amx");

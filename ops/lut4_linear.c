@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: MIT
+
+#include "lowbit/lut4_linear.h"
+
+#include "arena.h"
+#include "check.h"
+#include "floats.h"
+#include "lut4_weight.h"
+#include "panel_product.h"
+#include "parallel.h"
+
+#include "lowbit/cpu.h"
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <string.h>
+
+static const char op[] = "lut4_linear";
+
+enum {
+    TILE_N = LOWBIT_LUT4_TILE_N,
+    MOST_ROWS = 32, // of x, in any gemm that reads the weight in place
+    GROUP = 16,     // rows of the weight that are transposed at a time
+    PANEL_K = 512,  // most rows of a panel
+};
+
+struct linear {
+    const lowbit_lut4_linear_args *args;
+    const struct lowbit_lut4_gemm *gemm; // null: the weight is dequantized in panels
+    struct lowbit_lut4_ukernels ukernels;
+    float *bias; // [N]
+    struct scratch {
+        float *scales; // [TILE_N][K / blocksize], or those of a run of PANEL_K elements
+        void *rows;    // float [GROUP][PANEL_K], dequantized
+        float *acc;    // [MOST_ROWS][TILE_N]
+    } *scratch;        // [tasks]
+
+    // Few rows of x
+    lowbit_dense_store_ukernel *store;
+    void *x; // arranged
+    size_t x_stride;
+    atomic_size_t next;
+
+    // Many rows of x
+    struct lowbit_panel_product product;
+};
+
+// Chooses the kernels and lays out the workspace; returns its size.
+static size_t plan(struct linear *c, uint32_t isa, const struct lowbit_lut4_gemm *gemm, bool bf16,
+                   size_t m, size_t n, size_t k, size_t max_tasks, void *workspace) {
+    lowbit_arena arena = {workspace, 0};
+    c->gemm = gemm;
+    c->ukernels = lowbit_lut4_select_ukernels(isa);
+    c->bias = lowbit_take(&arena, n * sizeof *c->bias);
+    c->scratch = lowbit_take(&arena, max_tasks * sizeof *c->scratch);
+    for (size_t i = 0; i < max_tasks; i++) {
+        struct scratch scratch = {
+            .scales =
+                lowbit_take(&arena, (gemm ? TILE_N * (k / 32) : lowbit_lut4_most_scales(PANEL_K)) *
+                                        sizeof(float)),
+            .rows = gemm ? NULL : lowbit_take(&arena, sizeof(float[GROUP][PANEL_K])),
+            .acc = gemm ? lowbit_take(&arena, sizeof(float[MOST_ROWS][TILE_N])) : NULL,
+        };
+        if (workspace)
+            c->scratch[i] = scratch;
+    }
+    if (!gemm) {
+        lowbit_panel_product_plan(&c->product, isa, bf16, m, k, max_tasks, &arena);
+        return arena.used;
+    }
+    c->store = NULL;
+    // Nine lines more spread the rows of a block of columns over all of a cache's sets.
+    c->x_stride =
+        lowbit_round_up(k, LOWBIT_LUT4_X_ALIGN) * lowbit_float_size((enum lowbit_float)gemm->type) +
+        9 * 64;
+    c->x = lowbit_take(&arena, m * c->x_stride);
+    return arena.used;
+}
+
+size_t lowbit_lut4_linear_workspace_size(size_t m, size_t n, size_t k, size_t max_tasks) {
+    const uint32_t isa = lowbit_cpu_isa();
+    struct linear c;
+    size_t most = 0;
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        const struct lowbit_lut4_gemm *gemms[] = {
+            NULL,
+            lowbit_lut4_select_gemm(isa, bf16 ? LOWBIT_BFLOAT16 : LOWBIT_FLOAT32, m, 0, 4096)};
+        for (int i = 0; i < 2; i++) {
+            const size_t size = plan(&c, isa, gemms[i], bf16, m, n, k, max_tasks, NULL);
+            most = size > most ? size : most;
+        }
+    }
+    return most;
+}
+
+const char *lowbit_lut4_linear_ukernel(lowbit_dtype x, size_t m, size_t k, size_t blocksize) {
+    const uint32_t isa = lowbit_cpu_isa();
+    const struct lowbit_lut4_gemm *gemm = lowbit_lut4_select_gemm(isa, x, m, k, blocksize);
+    if (gemm)
+        return gemm->name;
+    const struct lowbit_dense_gemm *dense =
+        x == LOWBIT_BFLOAT16 ? lowbit_dense_select_gemm(isa, LOWBIT_BFLOAT16) : NULL;
+    return (dense ? dense : lowbit_dense_select_gemm(isa, LOWBIT_FLOAT32))->name;
+}
+
+static lowbit_status check(const lowbit_lut4_linear_args *args, const lowbit_executor *executor) {
+    LOWBIT_TRY(lowbit_check_executor(op, executor));
+    if (!args)
+        return lowbit_fail(LOWBIT_INVALID_ARGUMENT, "%s: args is null", op);
+    LOWBIT_TRY(lowbit_check_tensor(op, "x", args->x, LOWBIT_FLOAT_DTYPES, LOWBIT_ANY, LOWBIT_ANY));
+    LOWBIT_TRY(
+        lowbit_check_tensor(op, "y", args->y, LOWBIT_FLOAT_DTYPES, args->x->rows, LOWBIT_ANY));
+    const size_t n = args->y->cols;
+    LOWBIT_TRY(lowbit_lut4_check_weight(op, &args->weight, n, args->x->cols));
+    return args->bias ? lowbit_check_vector(op, "bias", args->bias, LOWBIT_FLOAT_DTYPES, n)
+                      : LOWBIT_OK;
+}
+
+static void prepare(void *arg, size_t task) {
+    struct linear *c = arg;
+    const lowbit_tensor *x = c->args->x, *bias = c->args->bias;
+    if (task == 0)
+        for (size_t n = 0; n < c->args->y->cols; n++)
+            c->bias[n] = bias ? lowbit_element(bias, n, 0) : 0.0f;
+    if (c->gemm)
+        for (size_t m; (m = atomic_fetch_add(&c->next, 1)) < x->rows;)
+            c->gemm->arrange[x->dtype](x->cols, lowbit_float_row(x, m),
+                                       (char *)c->x + m * c->x_stride);
+}
+
+// Few rows of x: all of them against 16 rows of the weight.
+static void run_tile(const struct linear *c, const struct scratch *scratch, size_t n0) {
+    const lowbit_lut4_weight *weight = &c->args->weight;
+    const lowbit_tensor *y = c->args->y;
+    const size_t k = c->args->x->cols, n = y->cols - n0 < TILE_N ? y->cols - n0 : TILE_N;
+    const size_t blocks = k / weight->blocksize;
+    struct lowbit_lut4_gemm_args gemm = {
+        .n = n,
+        .k = k,
+        .x_stride = c->x_stride,
+        .packed = (const uint8_t *)weight->packed->data + n0 * (k / 2),
+        .codebook = weight->codebook->data,
+        .s = lowbit_lut4_scales(weight, n0 * blocks, n * blocks, scratch->scales),
+        .s_stride = blocks,
+        .blocksize = weight->blocksize,
+        .acc_stride = TILE_N,
+    };
+    for (size_t m = 0; m < y->rows; m += gemm.m) {
+        gemm.m = y->rows - m < c->gemm->mr ? y->rows - m : c->gemm->mr;
+        gemm.x = (const char *)c->x + m * c->x_stride;
+        gemm.acc = scratch->acc + m * TILE_N;
+        c->gemm->run(&gemm);
+    }
+    for (size_t m = 0; m < y->rows; m++) {
+        float *sums = scratch->acc + m * TILE_N;
+        for (size_t i = 0; i < n; i++)
+            sums[i] += c->bias[n0 + i];
+        c->store(n, sums, 0.0f,
+                 (char *)lowbit_float_row(y, m) +
+                     n0 * lowbit_float_size((enum lowbit_float)y->dtype));
+    }
+}
+
+static void run_tiles(void *arg, size_t task) {
+    struct linear *c = arg;
+    for (size_t n0; (n0 = TILE_N * atomic_fetch_add(&c->next, 1)) < c->args->y->cols;)
+        run_tile(c, &c->scratch[task], n0);
+}
+
+// Many rows of x: rows k0 to k0 + k and columns n0 to n0 + n of the transposed weight.
+static void fill(void *ctx, size_t task, size_t k0, size_t k, size_t n0, size_t n, void *panel,
+                 size_t stride) {
+    const struct linear *c = ctx;
+    const struct scratch *scratch = &c->scratch[task];
+    const bool bf16 = c->product.gemm->type == LOWBIT_BFLOAT16;
+    const size_t dwords = bf16 ? (k + 1) / 2 : k;
+    for (size_t i = 0; i < n; i += GROUP) {
+        const size_t rows = n - i < GROUP ? n - i : GROUP;
+        for (size_t row = 0; row < rows; row++) {
+            uint32_t *to = (uint32_t *)scratch->rows + row * PANEL_K;
+            to[dwords - 1] = 0; // the upper half of an odd last pair
+            lowbit_lut4_read(&c->args->weight,
+                             c->ukernels.dequantize[bf16 ? LOWBIT_BFLOAT16 : LOWBIT_FLOAT32],
+                             (n0 + i + row) * c->args->x->cols + k0, k, scratch->scales, to);
+        }
+        c->product.ukernels.transpose(rows, dwords, scratch->rows, PANEL_K, (uint32_t *)panel + i,
+                                      stride);
+    }
+}
+
+lowbit_status lowbit_lut4_linear(const lowbit_lut4_linear_args *args,
+                                 const lowbit_executor *executor, void *workspace,
+                                 size_t workspace_size) {
+    LOWBIT_TRY(check(args, executor));
+    const size_t m = args->x->rows, n = args->y->cols, k = args->x->cols;
+    const uint32_t isa = lowbit_cpu_isa();
+    const size_t max_tasks = lowbit_max_tasks(executor);
+    LOWBIT_TRY(lowbit_check_workspace(op, workspace, workspace_size,
+                                      lowbit_lut4_linear_workspace_size(m, n, k, max_tasks)));
+    struct linear c = {.args = args};
+    plan(&c, isa, lowbit_lut4_select_gemm(isa, args->x->dtype, m, k, args->weight.blocksize),
+         args->x->dtype == LOWBIT_BFLOAT16, m, n, k, max_tasks, workspace);
+    lowbit_parallel(executor, c.gemm ? lowbit_task_count(executor, m, (double)m * (double)k) : 1,
+                    prepare, &c);
+    if (!c.gemm) {
+        const struct lowbit_panel_product_args product = {
+            .x = args->x, .y = args->y, .start = c.bias, .fill = fill, .ctx = &c};
+        lowbit_panel_product_run(&c.product, &product, executor);
+        return LOWBIT_OK;
+    }
+    // On one core a cold weight comes at about 8 GB/s, and 30 G multiply-adds take a second.
+    const double products = (double)n * (double)k;
+    c.store = lowbit_dense_select_ukernels(isa).store[args->y->dtype];
+    atomic_store(&c.next, 0);
+    lowbit_parallel(executor,
+                    lowbit_task_count(executor, (n + TILE_N - 1) / TILE_N,
+                                      products / 16 + products * (double)m / 30),
+                    run_tiles, &c);
+    return LOWBIT_OK;
+}
