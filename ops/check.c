@@ -25,8 +25,8 @@ lowbit_status lowbit_fail(lowbit_status status, const char *format, ...) {
     return status;
 }
 
-static const char *const dtype_names[] = {"float32", "float16", "bfloat16", "int8", "int32",
-                                          "uint8"};
+static const char *const dtype_names[] = {"float32", "float16", "bfloat16",
+                                          "int8",    "int32",   "uint8"};
 static const size_t dtype_sizes[] = {4, 2, 2, 1, 4, 1};
 enum { DTYPES = 6 };
 
@@ -112,6 +112,14 @@ lowbit_status lowbit_check_threshold(const char *op, float threshold) {
     return lowbit_fail(LOWBIT_INVALID_ARGUMENT,
                        "%s: threshold is %g, expected a finite number that is not negative", op,
                        (double)threshold);
+}
+
+lowbit_status lowbit_check_blocksize(const char *op, size_t blocksize) {
+    if (blocksize >= 32 && blocksize <= 4096 && (blocksize & (blocksize - 1)) == 0)
+        return LOWBIT_OK;
+    return lowbit_fail(LOWBIT_INVALID_ARGUMENT,
+                       "%s: blocksize is %zu, expected a power of two from 32 to 4096", op,
+                       blocksize);
 }
 
 lowbit_status lowbit_check_executor(const char *op, const lowbit_executor *executor) {

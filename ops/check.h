@@ -51,6 +51,9 @@ lowbit_status lowbit_check_scales(const char *op, const lowbit_tensor *absmax,
 // A threshold is finite and not negative.
 lowbit_status lowbit_check_threshold(const char *op, float threshold);
 
+// A blocksize is a power of two from 32 to 4096.
+lowbit_status lowbit_check_blocksize(const char *op, size_t blocksize);
+
 // The executor is usable, and the instruction sets to choose from are known.
 lowbit_status lowbit_check_executor(const char *op, const lowbit_executor *executor);
 

@@ -4,6 +4,10 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(lowbit, m) {
+    m.def("blockwise_quantize(Tensor x, Tensor codebook, int blocksize=256) "
+          "-> (Tensor q, Tensor absmax)");
+    m.def("blockwise_dequantize(Tensor q, Tensor absmax, Tensor codebook, ScalarType? dtype=None, "
+          "int blocksize=256) -> Tensor");
     m.def("int8_quantize(Tensor x, float threshold=0.0, ScalarType? absmax_dtype=None) "
           "-> (Tensor q, Tensor absmax)");
     m.def("int8_quantize_offset(Tensor weight, ScalarType? absmax_dtype=None) "

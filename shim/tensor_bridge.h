@@ -198,6 +198,20 @@ inline std::optional<View> flat_of(const char *op, const char *name, const Optio
     return flat_of(op, name, *tensor);
 }
 
+// An input of any shape and strides, as a vector of its elements in row-major order: in place when it
+// is contiguous, as a copy otherwise.
+inline View elements_of(const char *op, const char *name, const Tensor &given) {
+    check_on_cpu(op, name, given);
+    return flat_of(op, name, given.is_contiguous() ? given : torch::stable::contiguous(given));
+}
+
+// How many blocks hold a tensor's elements.
+inline int64_t block_count(const char *op, const Tensor &tensor, int64_t blocksize) {
+    if (blocksize < 32 || blocksize > 4096 || (blocksize & (blocksize - 1)))
+        refuse(op, "blocksize", " is ", blocksize, ", expected a power of two from 32 to 4096");
+    return (tensor.numel() + blocksize - 1) / blocksize;
+}
+
 inline const lowbit_tensor *pointer(const std::optional<View> &view) {
     return view ? &view->tensor : nullptr;
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The tables of micro-kernels and the choice among their rows, for every machine there is.
 
+#include "../../ops/blockwise_dispatch.h"
 #include "../../ops/dense_dispatch.h"
 #include "../../ops/int8_dispatch.h"
 
@@ -91,6 +92,17 @@ TEST(ElementwiseTable, EverySignatureHasEveryTypeInPlainC) {
                 << signature << " " << type;
     EXPECT_TRUE(names.count("panel_f32__scalar"));
     EXPECT_TRUE(names.count("fma_f32__scalar"));
+}
+
+TEST(BlockwiseTable, EverySignatureHasEveryTypeInPlainC) {
+    std::set<std::string> names;
+#define LOWBIT_BLOCKWISE_QUANTIZE(type, isa, ISA) LOWBIT_NAME(quantize, type, isa, ISA)
+#define LOWBIT_BLOCKWISE_DEQUANTIZE(type, isa, ISA) LOWBIT_NAME(dequantize, type, isa, ISA)
+#include "../../kernels/cpu/blockwise/blockwise.inc"
+    for (const char *signature : {"quantize", "dequantize"})
+        for (const char *type : {"f32", "f16", "bf16"})
+            EXPECT_TRUE(names.count(std::string(signature) + "_" + type + "__scalar"))
+                << signature << " " << type;
 }
 
 TEST(Dispatch, ChoosesTheFirstGemmThatServes) {
@@ -255,6 +267,24 @@ TEST(Dispatch, ChoosesTheFirstOfTheOtherDenseKernels) {
         }
         EXPECT_EQ(have.transpose, transpose.function);
         EXPECT_EQ(have.interleave, interleave.function);
+    }
+}
+
+TEST(Dispatch, ChoosesTheFirstOfTheBlockwiseKernels) {
+    for (uint32_t mask : masks()) {
+        const lowbit_blockwise_ukernels have = lowbit_blockwise_select_ukernels(mask);
+        enum { f32, f16, bf16 };
+        Chosen<lowbit_blockwise_quantize_ukernel> quantize[] = {{mask}, {mask}, {mask}};
+        Chosen<lowbit_blockwise_dequantize_ukernel> dequantize[] = {{mask}, {mask}, {mask}};
+#define LOWBIT_BLOCKWISE_QUANTIZE(type, isa, ISA)                                                  \
+    quantize[type].offer(ISA, lowbit_blockwise_quantize_ukernel_##type##__##isa);
+#define LOWBIT_BLOCKWISE_DEQUANTIZE(type, isa, ISA)                                                \
+    dequantize[type].offer(ISA, lowbit_blockwise_dequantize_ukernel_##type##__##isa);
+#include "../../kernels/cpu/blockwise/blockwise.inc"
+        for (int type = f32; type <= bf16; type++) {
+            EXPECT_EQ(have.quantize[type], quantize[type].function);
+            EXPECT_EQ(have.dequantize[type], dequantize[type].function);
+        }
     }
 }
 

@@ -15,6 +15,8 @@ enum : unsigned {
     SCALES = 1 << LOWBIT_FLOAT32 | 1 << LOWBIT_FLOAT16,
     INT8 = 1 << LOWBIT_INT8,
     INT32 = 1 << LOWBIT_INT32,
+    UINT8 = 1 << LOWBIT_UINT8,
+    FLOAT32 = 1 << LOWBIT_FLOAT32,
 };
 
 enum Kind { input, optional_input, contiguous_input, output };
@@ -22,11 +24,14 @@ enum Kind { input, optional_input, contiguous_input, output };
 struct Argument {
     const char *name;
     unsigned dtypes; // accepted
-    char rows, cols; // M, N, K, or 1
+    char rows, cols; // as size_of reads them
     Kind kind;
 
     lowbit_dtype dtype() const {
-        return dtypes & 1 ? LOWBIT_FLOAT32 : dtypes & INT8 ? LOWBIT_INT8 : LOWBIT_INT32;
+        int first = 0;
+        while (!(dtypes >> first & 1))
+            first++;
+        return (lowbit_dtype)first;
     }
 };
 
@@ -44,8 +49,17 @@ void PrintTo(const Operator &op, std::ostream *out) {
     *out << op.name;
 }
 
+// M, N, K, 1; E = 32 N + K elements in B blocks of 32; C values of a codebook.
 size_t size_of(char letter, size_t m, size_t n, size_t k) {
-    return letter == 'M' ? m : letter == 'N' ? n : letter == 'K' ? k : 1;
+    switch (letter) {
+    case 'M': return m;
+    case 'N': return n;
+    case 'K': return k;
+    case 'E': return 32 * n + k;
+    case 'B': return n + (k + 31) / 32;
+    case 'C': return 256;
+    default: return 1;
+    }
 }
 
 // The arguments of one call: valid at first, for a test to break.
@@ -55,6 +69,7 @@ struct Call {
     std::vector<lowbit_tensor> tensors;
     std::vector<const lowbit_tensor *> arguments;
     float threshold = 0;
+    size_t blocksize = 32;
     const lowbit_executor *executor = nullptr;
     GuardedBuffer scratch;
     void *workspace;
@@ -93,6 +108,26 @@ struct Call {
 };
 
 const Operator operators[] = {
+    {"blockwise_quantize",
+     {{"x", FLOATS, 'E', '1', input},
+      {"codebook", FLOAT32, 'C', '1', contiguous_input},
+      {"q", UINT8, 'E', '1', output},
+      {"absmax", FLOAT32, 'B', '1', output}},
+     nullptr,
+     [](const Call &c) {
+         const auto &a = c.arguments;
+         return lowbit_blockwise_quantize(a[0], a[1], c.blocksize, a[2], a[3], c.executor);
+     }},
+    {"blockwise_dequantize",
+     {{"q", UINT8, 'E', '1', input},
+      {"absmax", FLOAT32, 'B', '1', contiguous_input},
+      {"codebook", FLOAT32, 'C', '1', contiguous_input},
+      {"out", FLOATS, 'E', '1', output}},
+     nullptr,
+     [](const Call &c) {
+         const auto &a = c.arguments;
+         return lowbit_blockwise_dequantize(a[0], a[1], a[2], c.blocksize, a[3], c.executor);
+     }},
     {"int8_quantize",
      {{"x", FLOATS, 'M', 'K', input},
       {"q", INT8, 'M', 'K', output},
@@ -211,7 +246,7 @@ TEST_P(Errors, NullTensor) {
 
 TEST_P(Errors, WrongDtype) {
     for (size_t i = 0; i < op.arguments.size(); i++)
-        for (int dtype = LOWBIT_FLOAT32; dtype <= LOWBIT_INT32; dtype++) {
+        for (int dtype = LOWBIT_FLOAT32; dtype <= LOWBIT_UINT8; dtype++) {
             const Argument &argument = op.arguments[i];
             if (argument.dtypes >> dtype & 1)
                 continue;
@@ -259,7 +294,7 @@ TEST_P(Errors, NoData) {
 }
 
 TEST_P(Errors, MisalignedData) {
-    each([](const Argument &a) { return a.dtype() != LOWBIT_INT8; },
+    each([](const Argument &a) { return dtype_size(a.dtype()) > 1; },
          [](lowbit_tensor &t) { t.data = (char *)t.data + 1; }, {"aligned to 4 bytes"});
 }
 
@@ -305,6 +340,39 @@ TEST(ErrorsOf, Threshold) {
         call.threshold = threshold;
         EXPECT_EQ(call.run(), LOWBIT_OK) << lowbit_last_error();
     }
+}
+
+TEST(ErrorsOf, Blocksize) {
+    for (const char *name : {"blockwise_quantize", "blockwise_dequantize"})
+        for (size_t blocksize : {(size_t)0, (size_t)1, (size_t)16, (size_t)33, (size_t)48,
+                                 (size_t)8192, (size_t)1 << 32, SIZE_MAX}) {
+            Call call(operator_named(name));
+            call.blocksize = blocksize;
+            call.expect_refused(
+                {"blocksize is " + std::to_string(blocksize), "power of two from 32 to 4096"});
+        }
+}
+
+TEST(ErrorsOf, Codebook) {
+    for (const char *name : {"blockwise_quantize", "blockwise_dequantize"})
+        for (bool hostile : {false, true})
+            for (size_t i : {(size_t)1, (size_t)100, (size_t)255}) {
+                Call call(operator_named(name));
+                const size_t argument = name[10] == 'q' ? 1 : 2;
+                float *value = (float *)call.tensors[argument].data + i;
+                const std::string element = "codebook[" + std::to_string(i) + "] is ";
+                const HostileEnvironment environment(hostile);
+                for (float bad : {NAN, -NAN, INFINITY, -INFINITY}) {
+                    *value = bad;
+                    call.expect_refused({element, "finite"});
+                }
+                for (float bad : {-1.0f, -FLT_TRUE_MIN}) {
+                    *value = bad;
+                    call.expect_refused({element, " after 0", "ascending"});
+                }
+                *value = -0.0f; // equal to the zeros around it
+                EXPECT_EQ(call.run(), LOWBIT_OK) << lowbit_last_error();
+            }
 }
 
 TEST(ErrorsOf, TooManyColumns) {

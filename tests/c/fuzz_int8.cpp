@@ -1,94 +1,10 @@
 // SPDX-License-Identifier: MIT
-// A libFuzzer target: int8_quantize and int8_linear with descriptors that may break any rule, over
-// buffers of just the size that they describe. What is accepted must equal the reference in bits.
+// A libFuzzer target: int8_quantize and int8_linear with descriptors that may break any rule. What is
+// accepted must equal the reference in bits.
 
-#include "reference.h"
-
-#include "lowbit/lowbit.h"
-
-#include <algorithm>
-#include <cstdlib>
-#include <cstring>
-#include <vector>
+#include "fuzzing.h"
 
 namespace {
-
-// Takes the fuzzer's bytes one after the other; zeros when they run out.
-class Source {
-  public:
-    Source(const uint8_t *data, size_t size) : data_(data), size_(size) {}
-
-    uint8_t byte() { return size_ ? size_--, *data_++ : 0; }
-    bool one_in(unsigned n) { return byte() % n == n - 1; }
-    // The next few bytes, over and over.
-    void fill(std::vector<uint8_t> &bytes) {
-        const size_t wanted = 1 + (size_t)byte(), period = std::min(wanted, size_);
-        for (size_t i = 0; period && i < bytes.size(); i++)
-            bytes[i] = data_[i % period];
-        data_ += period;
-        size_ -= period;
-    }
-
-  private:
-    const uint8_t *data_;
-    size_t size_;
-};
-
-const size_t element_sizes[] = {4, 2, 2, 1, 4};
-
-struct Tensor {
-    std::vector<uint8_t> bytes;
-    lowbit_tensor view;
-    bool present;
-
-    // Mostly a dtype of the mask and the size asked for, sometimes others.
-    Tensor(Source &source, unsigned dtypes, size_t rows, size_t cols, bool optional) {
-        view.rows = source.one_in(64) ? source.byte() % 40 : rows;
-        view.cols = source.one_in(64) ? source.byte() % 200 : cols;
-        view.stride = view.cols + (source.one_in(16) ? source.byte() % 40 : 0);
-        unsigned dtype = source.byte() % 5;
-        if (!(dtypes >> dtype & 1) && !source.one_in(64))
-            dtype = (unsigned)__builtin_ctz(dtypes);
-        view.dtype = (lowbit_dtype)dtype;
-        const size_t size = view.rows ? (view.rows - 1) * view.stride + view.cols : 0;
-        bytes.resize(size * element_sizes[view.dtype]);
-        source.fill(bytes);
-        view.data = bytes.data();
-        if (source.one_in(64))
-            view.stride = source.byte() % (view.stride + 1);
-        present = !source.one_in(optional ? 2 : 128);
-    }
-
-    operator const lowbit_tensor *() const { return present ? &view : nullptr; }
-};
-
-enum : unsigned { FLOATS = 7, SCALES = 3, INT8 = 8 };
-
-void expect(bool holds) {
-    if (!holds)
-        std::abort();
-}
-
-// Runs the library and then the reference on the same outputs. A refusal leaves them as they were.
-template <typename Library, typename Reference>
-void compare(const std::vector<Tensor *> &outputs, Library library, Reference reference) {
-    std::vector<std::vector<uint8_t>> before, after;
-    for (Tensor *output : outputs)
-        before.push_back(output->bytes);
-    const lowbit_status status = library();
-    for (Tensor *output : outputs)
-        after.push_back(output->bytes);
-    if (status != LOWBIT_OK) {
-        expect(status == LOWBIT_INVALID_ARGUMENT && *lowbit_last_error());
-        expect(after == before);
-        return;
-    }
-    for (size_t i = 0; i < outputs.size(); i++) // in place: the descriptors point there
-        std::copy(before[i].begin(), before[i].end(), outputs[i]->bytes.begin());
-    reference();
-    for (size_t i = 0; i < outputs.size(); i++)
-        expect(outputs[i]->bytes == after[i]);
-}
 
 void quantize(Source &source, size_t m, size_t k, float threshold) {
     Tensor x(source, FLOATS, m, k, false), q(source, INT8, m, k, false);
@@ -116,9 +32,8 @@ void linear(Source &source, size_t m, size_t k, float threshold) {
 } // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    static const char *const levels[] = {"scalar", "avx2", "avx512vnni", nullptr};
     Source source(data, size);
-    expect(lowbit_cpu_isa_cap(levels[source.byte() % 4]) == LOWBIT_OK);
+    choose_isa(source);
     const uint8_t op = source.byte(), threshold_kind = source.byte();
     std::vector<uint8_t> bits(sizeof(float));
     source.fill(bits);

@@ -269,3 +269,48 @@ void reference_int8_linear_grad_input(const lowbit_int8_linear_grad_input_args *
     free(offset);
     free(s);
 }
+
+// a + b exactly, then rounded down.
+static double sum_down(volatile double a, volatile double b) {
+    fesetround(FE_DOWNWARD);
+    volatile double sum = a + b;
+    fesetround(FE_TONEAREST);
+    return sum;
+}
+
+void reference_blockwise_quantize(const lowbit_tensor *x, const lowbit_tensor *codebook,
+                                  size_t blocksize, const lowbit_tensor *q,
+                                  const lowbit_tensor *absmax) {
+    const float *values = codebook->data;
+    double sums[255];
+    for (int code = 0; code < 255; code++)
+        sums[code] = sum_down(values[code], values[code + 1]);
+    for (size_t begin = 0; begin < x->rows; begin += blocksize) {
+        const size_t end = x->rows - begin < blocksize ? x->rows : begin + blocksize;
+        float a = 0;
+        for (size_t i = begin; i < end; i++)
+            if (isfinite(reference_get(x, i, 0)))
+                a = fmaxf(a, fabsf(reference_get(x, i, 0)));
+        reference_set(absmax, begin / blocksize, 0, a);
+        const float inv = a >= 0x1p-126f ? 1 / a : 0;
+        for (size_t i = begin; i < end; i++) {
+            const float value = reference_get(x, i, 0), v = isfinite(value) ? value * inv : 0;
+            int nearest = 0;
+            // v is nearer to the greater of two values if 2 v is above their sum: also above the
+            // sum rounded down, as no double lies between.
+            for (int code = 0; code < 255; code++)
+                if (values[code] != values[code + 1] && 2.0 * v > sums[code])
+                    nearest = code + 1;
+            ((uint8_t *)q->data)[i] = (uint8_t)nearest;
+        }
+    }
+}
+
+void reference_blockwise_dequantize(const lowbit_tensor *q, const lowbit_tensor *absmax,
+                                    const lowbit_tensor *codebook, size_t blocksize,
+                                    const lowbit_tensor *out) {
+    for (size_t i = 0; i < q->rows; i++)
+        reference_set(out, i, 0,
+                      ((const float *)codebook->data)[((const uint8_t *)q->data)[i]] *
+                          reference_get(absmax, i / blocksize, 0));
+}

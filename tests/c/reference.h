@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The int8 operators as plain loops over the text of ops/include/lowbit/*.h, one line there to one
+// The operators as plain loops over the text of ops/include/lowbit/*.h, one line there to one
 // line here: what the library's results must equal in bits. Shares no code with ops/ and kernels/.
 //
 // Arguments are valid and the floating-point environment is the default one.
@@ -34,6 +34,13 @@ bool reference_int8_quantize(const lowbit_tensor *x, float threshold, const lowb
                              const lowbit_tensor *absmax);
 bool reference_int8_quantize_offset(const lowbit_tensor *weight, const lowbit_tensor *q,
                                     const lowbit_tensor *absmax, const lowbit_tensor *offset);
+
+void reference_blockwise_quantize(const lowbit_tensor *x, const lowbit_tensor *codebook,
+                                  size_t blocksize, const lowbit_tensor *q,
+                                  const lowbit_tensor *absmax);
+void reference_blockwise_dequantize(const lowbit_tensor *q, const lowbit_tensor *absmax,
+                                    const lowbit_tensor *codebook, size_t blocksize,
+                                    const lowbit_tensor *out);
 
 void reference_int8_dequantize(const lowbit_tensor *q, const lowbit_tensor *absmax,
                                const lowbit_tensor *offset, const lowbit_tensor *out);

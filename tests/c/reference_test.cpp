@@ -2,7 +2,7 @@
 // The reference against float64. Bounds follow from the equations: u = 2^-24 is the error of one
 // fp32 operation, relative to its result.
 
-#include "samples.h"
+#include "codebooks.h"
 
 namespace {
 
@@ -256,6 +256,37 @@ TEST(Reference, MatmulIsExact) {
                 sum += (int64_t)a.at<int8_t>(m, k) * b.at<int8_t>(n, k);
             EXPECT_EQ(out.at<int32_t>(m, n), sum);
         }
+}
+
+// No value of the codebook is nearer to v; distances in float64 are exact but for their last bit.
+TEST(Reference, BlockwiseCodesAreNearest) {
+    Random random(106);
+    for (int kind = 0; kind < codebook_kinds; kind++) {
+        const Tensor values = codebook(kind, random);
+        Tensor x = Tensor::vector(LOWBIT_FLOAT32, 1000);
+        const Tensor q = Tensor::vector(LOWBIT_UINT8, 1000);
+        const Tensor absmax = Tensor::vector(LOWBIT_FLOAT32, 4);
+        for (bool midpoints : {false, true}) {
+            midpoints ? fill_midpoints(x, values, 256, random) : fill(x, random, ordinary);
+            reference_blockwise_quantize(x, values, 256, q, absmax);
+            for (size_t i = 0; i < 1000; i++) {
+                float largest = 0;
+                for (size_t k = i / 256 * 256; k < 1000 && k < i / 256 * 256 + 256; k++)
+                    largest = std::max(largest, std::fabs(x.get(k, 0)));
+                ASSERT_EQ(absmax.get(i / 256, 0), largest);
+                const double v = x.get(i, 0) * (1 / largest);
+                const int code = q.at<uint8_t>(i, 0);
+                const double distance = std::fabs(v - values.get((size_t)code, 0));
+                for (int other = 0; other < 256; other++) {
+                    const double apart = std::fabs(v - values.get((size_t)other, 0));
+                    ASSERT_LE(distance, apart * (1 + 0x1p-52)) << codebook_name(kind);
+                    if (other < code) { // equal values have the smallest code
+                        ASSERT_LT(values.get((size_t)other, 0), values.get((size_t)code, 0));
+                    }
+                }
+            }
+        }
+    }
 }
 
 } // namespace

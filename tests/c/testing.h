@@ -23,11 +23,12 @@
 #endif
 
 inline size_t dtype_size(lowbit_dtype dtype) {
-    return dtype == LOWBIT_INT8 ? 1 : dtype == LOWBIT_FLOAT32 || dtype == LOWBIT_INT32 ? 4 : 2;
+    static const size_t sizes[] = {4, 2, 2, 1, 4, 1};
+    return sizes[dtype];
 }
 
 inline const char *dtype_name(lowbit_dtype dtype) {
-    static const char *const names[] = {"float32", "float16", "bfloat16", "int8", "int32"};
+    static const char *const names[] = {"float32", "float16", "bfloat16", "int8", "int32", "uint8"};
     return names[dtype];
 }
 

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""The specification of the int8 operators in numpy, written to be read beside the C headers.
+"""The specification of the operators in numpy, written to be read beside the C headers.
 
 Every function works on float32 arrays, one rounding per operation, and returns the exact bits that
-the operators promise. fma is exact too: a float32 product is exact in float64, and the sum is
-rounded to odd there before it is rounded to float32, so that it is rounded only once in effect.
+the operators promise (lut4_linear promises bounds instead, and is not here). fma is exact too: a
+float32 product is exact in float64, and the sum is rounded to odd there before it is rounded to
+float32, so that it is rounded only once in effect.
 """
+
+import itertools
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -14,6 +18,8 @@ F32 = np.float32
 _CHUNK = 1024
 _GRAD_CHUNK = 256
 _SMALLEST = F32(2.0**-118)
+_SMALLEST_LUT4 = F32(2.0**-126)
+_NESTED_BLOCKSIZE = 256
 
 
 def to_numpy(x: Tensor) -> np.ndarray:
@@ -162,6 +168,91 @@ def grad_input(
                 c = fma(np.broadcast_to(rows[:, j, None], c.shape), w[None, j], c)
             total = total + c
     return from_float32(total, grad_output.dtype).reshape(*grad_output.shape[:-1], k)
+
+
+def nearest(v: np.ndarray, codebook: np.ndarray) -> np.ndarray:
+    """The first code of the nearest value, a tie to the smaller one, in exact arithmetic."""
+    values, inverse = np.unique(codebook + F32(0), return_index=True)  # + 0: one zero of the two
+    middles = [(Fraction(float(a)) + Fraction(float(b))) / 2 for a, b in itertools.pairwise(values)]
+    below = np.array([float(m) for m in middles])  # float64, then the float32 that is not above
+    below = below.astype(F32)
+    for i, m in enumerate(middles):
+        if Fraction(float(below[i])) > m:
+            below[i] = np.nextafter(below[i], F32(-np.inf))
+    return inverse[np.searchsorted(below, v, side="left")].astype(np.uint8)
+
+
+def blockwise_quantize(x: Tensor, codebook: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:
+    values = to_numpy(x).reshape(-1)
+    values = np.where(np.isfinite(values), values, F32(0))
+    padded = np.zeros((-(-values.size // blocksize), blocksize), F32)
+    padded.reshape(-1)[: values.size] = values
+    absmax = np.abs(padded).max(-1, initial=0)
+    with np.errstate(all="ignore"):
+        inv = np.where(absmax >= F32(2.0**-126), F32(1) / absmax, F32(0)).astype(F32)
+    q = nearest((padded * inv[:, None]).reshape(-1)[: values.size], codebook.numpy())
+    return torch.from_numpy(q).view(x.shape), torch.from_numpy(absmax)
+
+
+def blockwise_dequantize(
+    q: Tensor, absmax: Tensor, codebook: Tensor, dtype: torch.dtype, blocksize: int
+) -> Tensor:
+    scales = np.repeat(absmax.numpy(), blocksize)[: q.numel()].reshape(q.shape)
+    return from_float32(codebook.numpy()[q.numpy()] * scales, dtype)
+
+
+def nearest_code(values: np.ndarray, codebook: np.ndarray) -> np.ndarray:
+    """The code of the nearest codebook value: a tie goes to the smaller value, equal values to the
+    smaller code."""
+    order = np.argsort(codebook, kind="stable")
+    ascending = codebook[order]
+    middle = (ascending[:-1] + ascending[1:]) * F32(0.5)
+    place = np.searchsorted(middle, values, side="left")  # the one with middle above or at value
+    first = np.searchsorted(ascending, ascending[place], side="left")  # of a run of equal values
+    return order[first]
+
+
+def lut4_quantize(weight: Tensor, codebook: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:
+    """Flat: packed [ceil(n / 2)] and absmax [ceil(n / blocksize)]."""
+    flat = to_numpy(weight).reshape(-1)
+    table = codebook.numpy()
+    codes, absmax = [], []
+    for begin in range(0, len(flat), blocksize):
+        block = flat[begin : begin + blocksize]
+        finite = np.isfinite(block)
+        largest = np.abs(block[finite]).max(initial=F32(0))
+        inv = F32(1) / largest if largest >= _SMALLEST_LUT4 else F32(0)
+        scaled = np.where(finite, np.where(finite, block, F32(0)) * inv, F32(0))
+        codes.extend(nearest_code(scaled, table))
+        absmax.append(largest)
+    if len(codes) % 2:
+        codes.append(nearest_code(np.zeros(1, F32), table)[0])
+    pairs = np.array(codes, np.uint8).reshape(-1, 2)
+    packed = pairs[:, 0] << 4 | pairs[:, 1]
+    return torch.from_numpy(packed), torch.from_numpy(np.array(absmax, F32))
+
+
+def lut4_dequantize(
+    packed: Tensor,
+    absmax: Tensor,
+    codebook: Tensor,
+    shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
+    blocksize: int = 64,
+    nested_absmax: Tensor | None = None,
+    nested_codebook: Tensor | None = None,
+    nested_offset: Tensor | None = None,
+) -> Tensor:
+    count = int(np.prod(shape))
+    bytes_ = packed.numpy().reshape(-1)
+    codes = np.stack([bytes_ >> 4, bytes_ & 15], axis=1).reshape(-1)[:count]
+    scale = absmax.numpy().reshape(-1)
+    if nested_absmax is not None:
+        group = np.arange(len(scale)) // _NESTED_BLOCKSIZE
+        product = nested_codebook.numpy()[scale] * nested_absmax.numpy().reshape(-1)[group]
+        scale = product + nested_offset.numpy().reshape(-1)
+    w = codebook.numpy()[codes] * scale[np.arange(count) // blocksize]
+    return from_float32(w, dtype).reshape(shape)
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Small random models of the shapes that matter, built from configurations, saved in float."""
+"""Small random models of the shapes that matter, built from configurations, saved in float; and
+what tests do to saved models."""
 
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 VOCABULARY = 256
@@ -37,6 +43,33 @@ def build(name: str) -> PreTrainedModel:
             vocab_size=VOCABULARY,
         )
         return transformers.MixtralForCausalLM(config)
+    if name == "qwen3_moe":
+        config = transformers.Qwen3MoeConfig(
+            hidden_size=64,
+            intermediate_size=64,
+            moe_intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=16,
+            num_experts=8,
+            num_experts_per_tok=3,
+            vocab_size=VOCABULARY,
+        )
+        return transformers.Qwen3MoeForCausalLM(config)
+    if name == "gpt_oss":
+        config = transformers.GptOssConfig(
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=16,
+            num_local_experts=4,
+            vocab_size=VOCABULARY,
+            pad_token_id=0,
+        )
+        return transformers.GptOssForCausalLM(config)
     config = transformers.BertConfig(
         hidden_size=64,
         intermediate_size=128,
@@ -51,7 +84,16 @@ def build(name: str) -> PreTrainedModel:
     }[name](config)
 
 
-NAMES = ("bert", "bert_classifier", "llama", "llama_tied", "gpt2", "mixtral")
+NAMES = (
+    "bert",
+    "bert_classifier",
+    "llama",
+    "llama_tied",
+    "gpt2",
+    "mixtral",
+    "qwen3_moe",
+    "gpt_oss",
+)
 
 
 def save_all(folder: Path) -> dict[str, str]:
@@ -67,3 +109,47 @@ def run(model: PreTrainedModel) -> torch.Tensor:
     ids = torch.arange(24).reshape(2, 12)
     with torch.no_grad():
         return model.eval()(ids)[0]
+
+
+def spoil(folder: Path, key: str, change: Callable[[Tensor], Tensor | None]) -> None:
+    """Changes a tensor of a saved model; None takes it out."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    value = change(tensors.pop(key))
+    if value is not None:
+        tensors[key] = value
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+PEAK = """
+import sys, torch, lowbit
+from pathlib import Path
+from transformers import AutoModelForCausalLM
+from lowbit.integrations.transformers import LowbitConfig
+from safetensors import safe_open
+
+def status(key):
+    return int(Path("/proc/self/status").read_text().split(key)[1].split()[0]) * 1024
+
+config = LowbitConfig(bits=int(sys.argv[3]))
+options = {"quantization_config": config, "dtype": torch.bfloat16}
+AutoModelForCausalLM.from_pretrained(sys.argv[1], **options)
+Path("/proc/self/clear_refs").write_text("5")
+anonymous, everything = status("RssAnon:"), status("VmRSS:")
+model = AutoModelForCausalLM.from_pretrained(sys.argv[2], **options)
+print(model.get_memory_footprint(), status("RssAnon:") - anonymous, status("VmHWM:") - everything)
+"""
+
+
+def load_in_a_process(warm_up: str, folder: Path, bits: int) -> tuple[int, int, int]:
+    """Bytes of the model, kept by the process after loading it, and at the peak.
+
+    The file is read through a memory map, which counts as resident and is taken off."""
+    result = subprocess.run(
+        [sys.executable, "-c", PEAK, warm_up, str(folder), str(bits)],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    footprint, kept, peak = map(int, result.stdout.split())
+    return footprint, kept, peak - (folder / "model.safetensors").stat().st_size

@@ -1,18 +1,27 @@
 # SPDX-License-Identifier: MIT
-"""lowbit: int8 linear layers with outlier decomposition, as ordinary PyTorch operators.
+"""lowbit: 8-bit and 4-bit linear layers, as ordinary PyTorch operators.
 
     lowbit.quantize_(model)                   every linear layer of a model, in place
-    lowbit.nn.Int8Linear                      one layer
-    torch.ops.lowbit.int8_linear              the operator
+    lowbit.quantize_(model, bits=4)           the same in NF4 with double quantization
+    lowbit.nn.Int8Linear                      one layer: int8, with outlier decomposition
+    lowbit.nn.LUT4Linear                      one layer: 4-bit codes into a table of 16 values
+    lowbit.codebooks                          the tables: NF4, FP4, AF4, BOF4, INT4
+    torch.ops.lowbit.int8_linear, lut4_linear the operators
     lowbit.integrations.transformers          LowbitConfig, for from_pretrained
 
 `python -m lowbit info` prints what a bug report needs.
 """
 
-from lowbit import _library, integrations, nn, ops  # _library first: it loads the operators
+from lowbit import (
+    _library,
+    codebooks,
+    integrations,
+    nn,
+    ops,
+)  # _library first: it loads the operators
 from lowbit.quantize import quantize_
 
-__all__ = ["__version__", "integrations", "nn", "ops", "quantize_"]
+__all__ = ["__version__", "codebooks", "integrations", "nn", "ops", "quantize_"]
 __version__ = _library.VERSION
 
 integrations.register()

@@ -5,6 +5,8 @@ A 4-bit codebook has 16 values in any order; the code of a value is its place. T
 from -1 to 1 and hold 0, so that the largest value of a block and zeros are exact.
 """
 
+import ctypes
+import math
 from collections.abc import Iterable
 
 import torch
@@ -32,7 +34,8 @@ NF4 = (
 )
 
 # Floats of one sign, two exponent and one mantissa bit, as bitsandbytes numbers them: bit 3 is the
-# sign; code 1 is the subnormal 0.0625 and code 3 the largest, 12. Both zeros are +0.
+# sign; code 1 is the subnormal 0.0625 and code 3 the largest, 12. Both zeros are +0. (The E2M1 of
+# the OCP formats has 1 for that subnormal, and a fourth of FP4's error less.)
 _FP4_MAGNITUDES = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
 FP4 = (
     *(value / 12 for value in _FP4_MAGNITUDES),
@@ -105,14 +108,13 @@ def key(codebook: str | Iterable[float] | Tensor) -> str | tuple[float, ...]:
                 f"codebook is {codebook!r}, expected one of {', '.join(BY_NAME)}, or 16 values"
             )
         return codebook
-    values = torch.as_tensor(
-        codebook if isinstance(codebook, Tensor) else tuple(codebook), device="cpu"
-    ).to(torch.float32)
-    if values.shape != (16,):
-        raise ValueError(f"codebook has shape {list(values.shape)}, expected 16 values")
-    if not values.isfinite().all():
-        raise ValueError(f"codebook is {values.tolist()}, expected finite values")
-    return tuple(values.tolist())
+    values = codebook.tolist() if isinstance(codebook, Tensor) else list(codebook)
+    if len(values) != 16 or not all(isinstance(value, int | float) for value in values):
+        raise ValueError(f"codebook is {values}, expected 16 numbers")
+    rounded = tuple(ctypes.c_float(value).value for value in values)
+    if not all(map(math.isfinite, rounded)):
+        raise ValueError(f"codebook is {values}, expected finite values in float32's range")
+    return rounded
 
 
 def dynamic_map(signed: bool = True) -> Tensor:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Quantizing the linear layers of a model in place."""
+"""Quantizing the linear layers and experts of a model in place."""
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -10,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.nn import Int8Linear, LowbitLinear, LUT4Linear
+from lowbit.nn.experts import (
+    fused_weights,
+    matrices,
+    quantize_experts,
+    why_not_experts,
+)
 from lowbit.nn.lowbit_linear import float_weight
+from lowbit.nn.lowbit_module import LowbitModule
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,7 @@ class Report:
 
     def __str__(self) -> str:
         total = (
-            f"{len(self.replaced)} linear layers quantized, {len(self.skipped)} left as they were, "
+            f"{len(self.replaced)} layers quantized, {len(self.skipped)} left as they were, "
             f"{self.bytes_before / 2**20:.1f} MiB -> {self.bytes_after / 2**20:.1f} MiB"
         )
         return "\n".join(
@@ -47,13 +55,14 @@ def quantize_(
 ) -> Report:
     """Replaces the linear layers of model by low-bit ones, in place, and reports.
 
-    One layer is replaced after the other, so memory peaks at the model plus one layer. Left as they
+    Fused experts, transformers' modules with weights [E, ., .], are quantized expert by expert. One
+    layer is replaced after the other, so memory peaks at the model plus one layer. Left as they
     are: the output head, layers whose weight is tied to another module, those in `skip`, subclasses
     of torch.nn.Linear, layers with hooks, and weights that no kernel takes. All weights are checked
     before the first is replaced: on an error the model is unchanged.
 
     Args:
-        model: any module that contains torch.nn.Linear or transformers Conv1D.
+        model: any module that contains torch.nn.Linear, transformers Conv1D or fused experts.
         bits: 8 (lowbit.nn.Int8Linear) or 4 (lowbit.nn.LUT4Linear).
         skip: names of modules to leave alone, with everything inside them.
         include: names of layers to replace although they are the output head or tied; a tied one
@@ -79,11 +88,17 @@ def quantize_(
     template = kind(2, 2, device="meta", **options)  # checks the options
     options = template.options()
     _check_model(model)
-    candidates, skipped = _choose(
-        model, _check_names(model, "skip", skip), _check_names(model, "include", include)
-    )
+    included = _check_names(model, "include", include)
+    candidates, skipped = _choose(model, _check_names(model, "skip", skip), included)
+    stay = [name for name in included if name not in candidates]
+    if stay:
+        why = skipped.get(stay[0], f"a {type(model.get_submodule(stay[0])).__qualname__}")
+        raise ValueError(
+            f"quantize_: include names {stay[0]} ({why}), expected a plain linear layer"
+        )
+    new_layer = functools.partial(kind, device="meta", **options)
     for name, module in candidates.items():
-        problem = _why_not_quantizable(kind, float_weight(module), options)
+        problem = next(filter(None, _problems(module, new_layer)), None)
         if problem:
             raise ValueError(
                 f"quantize_: the weight of {name} {problem}; name it in skip to leave it alone"
@@ -91,20 +106,31 @@ def quantize_(
     before = _bytes(model)
     names = tuple(candidates)
     for done, name in enumerate(names, 1):
-        model.set_submodule(name, kind.from_float(candidates.pop(name), **options))
+        module = candidates.pop(name)
+        if float_weight(module) is None:
+            quantize_experts(module, new_layer)
+        else:
+            model.set_submodule(name, kind.from_float(module, **options))
+        del module
         if progress:
             progress(name, done, len(names))
     return Report(names, skipped, before, _bytes(model))
 
 
-def _why_not_quantizable(
-    kind: type[LowbitLinear], weight: Tensor, options: dict[str, Any]
-) -> str | None:
-    try:
-        layer = kind(weight.shape[1], weight.shape[0], bias=False, device="meta", **options)
-    except ValueError as error:  # the options are known to be good
-        return f"has shape {list(weight.shape)}: {error}"
-    return layer.why_not_quantizable(weight)
+def _problems(module: nn.Module, new_layer: Callable[..., LowbitLinear]) -> Iterator[str | None]:
+    """Why a linear layer, or one expert after the other, cannot be quantized; None where it can."""
+    weight = float_weight(module)
+    if weight is None:
+        weights = (w for name in fused_weights(module) for w in matrices(module, name))
+    else:
+        weights = iter([weight])
+    for weight in weights:
+        try:
+            layer = new_layer(weight.shape[1], weight.shape[0], bias=False)
+        except ValueError as error:  # of the size: the options are known to be good
+            yield f"has shape {list(weight.shape)}: {error}"
+        else:
+            yield layer.why_not_quantizable(weight)
 
 
 def _check_model(model: nn.Module) -> None:
@@ -116,7 +142,7 @@ def _check_model(model: nn.Module) -> None:
     method = getattr(model, "quantization_method", None)
     method = getattr(method, "value", method)
     for name, module in model.named_modules():
-        if isinstance(module, LowbitLinear):
+        if isinstance(module, LowbitModule):
             method = f"lowbit ({name} is a {type(module).__name__})"
             break
     if method:
@@ -154,47 +180,28 @@ def _choose(
     chosen: dict[str, nn.Module] = {}
     skipped: dict[str, str] = {}
     for name, module in model.named_modules():
-        weight = float_weight(module)
-        if weight is None:
-            reason = _why_not_linear(module)
-            if reason:
-                skipped[name] = reason
+        plain = float_weight(module) is not None
+        fused = [] if plain else fused_weights(module)
+        weights = [getattr(module, part) for part in (fused or ["weight"] * plain)]
+        if isinstance(module, nn.Linear) and not plain:
+            skipped[name] = f"{type(module).__qualname__} is a subclass of torch.nn.Linear"
+        elif not weights:
+            continue
         elif any(name == parent or name.startswith(f"{parent}.") for parent in skip):
             skipped[name] = "named in skip"
-        elif uses[id(module.weight)] > 1 and name not in include:
+        elif fused and (problem := why_not_experts(module)):
+            skipped[name] = f"{', '.join(fused)}: {problem}"
+        elif any(uses[id(weight)] > 1 for weight in weights) and name not in include:
             skipped[name] = "its weight is tied to another module"
         elif (id(module) in heads or name.rpartition(".")[2] == "lm_head") and name not in include:
             skipped[name] = "output head"
         elif module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
             skipped[name] = "has hooks, which a new layer would lose"
-        elif weight.dtype == torch.float64:
+        elif any(weight.dtype == torch.float64 for weight in weights):
             skipped[name] = "its weight is float64"
         else:
             chosen[name] = module
     return chosen, skipped
-
-
-def _why_not_linear(module: nn.Module) -> str | None:
-    """Why a module with matrices for linear maps is none that quantize_ replaces; None if it has
-    no such matrices."""
-    if isinstance(module, nn.Linear):
-        return f"{type(module).__qualname__} is a subclass of torch.nn.Linear"
-    experts = expert_weights(module)
-    if experts:
-        return f"{', '.join(experts)}: fused expert weights stay float"
-    return None
-
-
-def expert_weights(module: nn.Module) -> list[str]:
-    """Names of the module's own fused expert weights: floating [E, ., .] with several E, as mixture
-    of experts models keep them outside of any linear layer. torch's modules have none."""
-    if type(module).__module__.startswith("torch.nn."):
-        return []
-    return [
-        name
-        for name, p in module.named_parameters(recurse=False)
-        if p.dim() == 3 and p.shape[0] > 1 and min(p.shape) > 1 and p.is_floating_point()
-    ]
 
 
 def _bytes(model: nn.Module) -> int:

@@ -3,6 +3,8 @@
 #ifndef LOWBIT_LOWBIT_H
 #define LOWBIT_LOWBIT_H
 
+#include "lowbit/blockwise_dequantize.h"
+#include "lowbit/blockwise_quantize.h"
 #include "lowbit/cpu.h"
 #include "lowbit/executor.h"
 #include "lowbit/int8_dequantize.h"

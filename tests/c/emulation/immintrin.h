@@ -77,6 +77,15 @@ static inline __m512i emulated_cvtepi8_epi32(__m128i a) {
     return emulated_join(_mm256_cvtepi8_epi32(a), _mm256_cvtepi8_epi32(_mm_srli_si128(a, 8)));
 }
 
+static inline __m512i emulated_cvtepu8_epi32(__m128i a) {
+    return emulated_join(_mm256_cvtepu8_epi32(a), _mm256_cvtepu8_epi32(_mm_srli_si128(a, 8)));
+}
+
+static inline __m512i emulated_srai_epi32(__m512i a, int count) {
+    return emulated_join(_mm256_srai_epi32(emulated_half(a, 0), count),
+                         _mm256_srai_epi32(emulated_half(a, 1), count));
+}
+
 static inline __m512i emulated_cvtepu16_epi32(__m256i a) {
     return emulated_join(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(a)),
                          _mm256_cvtepu16_epi32(_mm256_extracti128_si256(a, 1)));
@@ -141,6 +150,20 @@ static inline float emulated_reduce_max_ps(__m512 a) {
     return max;
 }
 
+#define EMULATED_GATHER(name, vector, lane)                                                        \
+    static inline vector name(__m512i index, const void *from, int scale) {                        \
+        int32_t indices[16];                                                                       \
+        lane to[16];                                                                               \
+        vector r;                                                                                  \
+        memcpy(indices, &index, sizeof indices);                                                   \
+        for (int i = 0; i < 16; i++)                                                               \
+            memcpy(&to[i], (const char *)from + (ptrdiff_t)indices[i] * scale, sizeof to[i]);      \
+        memcpy(&r, to, sizeof r);                                                                  \
+        return r;                                                                                  \
+    }
+EMULATED_GATHER(emulated_i32gather_epi32, __m512i, int32_t)
+EMULATED_GATHER(emulated_i32gather_ps, __m512, float)
+
 #undef _mm_maskz_loadu_epi8
 #undef _mm256_maskz_loadu_epi16
 #undef _mm512_maskz_loadu_epi8
@@ -153,6 +176,10 @@ static inline float emulated_reduce_max_ps(__m512 a) {
 #undef _mm512_cvtepi32_ps
 #undef _mm512_maskz_cvtps_epi32
 #undef _mm512_cvtepi8_epi32
+#undef _mm512_cvtepu8_epi32
+#undef _mm512_srai_epi32
+#undef _mm512_i32gather_epi32
+#undef _mm512_i32gather_ps
 #undef _mm512_cvtepu16_epi32
 #undef _mm512_cvtph_ps
 #undef _mm512_cvtps_ph
@@ -175,6 +202,10 @@ static inline float emulated_reduce_max_ps(__m512 a) {
 #define _mm512_cvtepi32_ps emulated_cvtepi32_ps
 #define _mm512_maskz_cvtps_epi32 emulated_maskz_cvtps_epi32
 #define _mm512_cvtepi8_epi32 emulated_cvtepi8_epi32
+#define _mm512_cvtepu8_epi32 emulated_cvtepu8_epi32
+#define _mm512_srai_epi32 emulated_srai_epi32
+#define _mm512_i32gather_epi32 emulated_i32gather_epi32
+#define _mm512_i32gather_ps emulated_i32gather_ps
 #define _mm512_cvtepu16_epi32 emulated_cvtepu16_epi32
 #define _mm512_cvtph_ps emulated_cvtph_ps
 #define _mm512_cvtps_ph(a, rounding)                                                               \

@@ -2,16 +2,17 @@
 """What the linear layers with low-bit weights have in common."""
 
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lowbit.nn.lowbit_module import LowbitModule, why_not_finite
 from lowbit.ops._check import FLOATS
 
 
-class LowbitLinear(nn.Linear):
+class LowbitLinear(LowbitModule, nn.Linear):
     """A linear layer whose weight is stored as codes and scales; the base of lowbit's layers.
 
     Every parameter but the bias belongs to the stored weight: it is frozen, keeps its bits under
@@ -52,7 +53,7 @@ class LowbitLinear(nn.Linear):
         )
 
     @classmethod
-    def from_float(cls, linear: nn.Module, **options: Any) -> Self:
+    def from_float(cls, linear: nn.Module, **options: Any) -> "LowbitLinear":
         """Quantizes a torch.nn.Linear or a transformers Conv1D (whose weight is [K, N]).
 
         options are the constructor's, without bias, device and dtype. The bias is shared with the
@@ -97,7 +98,7 @@ class LowbitLinear(nn.Linear):
 
     def set_quantized(self, **stored: Tensor) -> None:
         """Takes over what `quantize_weight` returned: every stored part, by its name."""
-        expected = self._stored()
+        expected = self.stored()
         if stored.keys() != expected:
             raise ValueError(
                 f"{type(self).__name__}.set_quantized: given {', '.join(sorted(stored))}, "
@@ -106,7 +107,7 @@ class LowbitLinear(nn.Linear):
         for name, value in stored.items():
             setattr(self, name, nn.Parameter(value, requires_grad=False))
 
-    def _stored(self) -> set[str]:
+    def stored(self) -> set[str]:
         return {name for name, p in self._parameters.items() if p is not None} - {"bias"}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -139,73 +140,6 @@ class LowbitLinear(nn.Linear):
             "fill it by from_float or load_state_dict"
         )
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        stored = {id(self._parameters[name]) for name in self._stored()}
-
-        def keep_dtype(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            if id(tensor) in stored and moved.dtype != tensor.dtype:
-                return tensor.to(moved.device)
-            return moved
-
-        return super()._apply(keep_dtype, recurse)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        """Checks everything first: torch copies what fits and reports the rest afterwards."""
-        mine = {name for name, p in self._parameters.items() if p is not None}
-        given = {name for name in self._parameters if prefix + name in state_dict}
-        entries = {name: state_dict[prefix + name] for name in given}
-        if given not in (set(), {"bias"}, mine):
-            error_msgs.append(
-                f"the entries under {prefix!r} are {', '.join(sorted(given))}, "
-                f"expected {', '.join(sorted(mine))}"
-            )
-            return
-        problems = [
-            f"{prefix}{name} {problem}"
-            for name, value in entries.items()
-            if (problem := self.why_not_loadable(name, value))
-        ]
-        if problems:
-            error_msgs.extend(problems)
-            return
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-
-    def why_not_loadable(self, name: str, value: Tensor) -> str | None:
-        """The rule that a value for the parameter of that name breaks, to follow its name; None if
-        it breaks none."""
-        own = self._parameters[name]
-        if value.shape != own.shape:
-            return f"has shape {list(value.shape)}, expected {list(own.shape)}"
-        if name == "bias":
-            return None
-        if value.dtype != own.dtype:
-            return f"has dtype {value.dtype}, expected {own.dtype}"
-        if value.is_meta or value.numel() == 0:
-            return None
-        return self._why_not_stored(name, value)
-
-    def _why_not_stored(self, name: str, value: Tensor) -> str | None:
-        """The rule that the data of a stored part breaks: a scale is finite, an absmax not
-        negative."""
-        if not value.is_floating_point():
-            return None
-        problem = why_not_finite(value)
-        if problem is None and name.endswith("absmax") and (lowest := value.amin().item()) < 0:
-            problem = f"holds {lowest:g}, expected no negative value"
-        return problem
-
 
 def float_weight(module: nn.Module) -> Tensor | None:
     """The weight [N, K] of a plain linear layer, a view; None if module is anything else.
@@ -219,9 +153,3 @@ def float_weight(module: nn.Module) -> Tensor | None:
     if conv1d is not None and type(module) is conv1d:
         return module.weight.detach().t()
     return None
-
-
-def why_not_finite(value: Tensor) -> str | None:
-    if all(bound.isfinite() for bound in value.aminmax()):
-        return None
-    return "holds NaN or infinity, expected finite values"

@@ -30,8 +30,8 @@ class LUT4Linear(LowbitLinear):
             out_features only: the packed size could not tell an odd one.
         codebook: a name in lowbit.codebooks ("nf4", "fp4", "af4", "bof4", "int4"), or any 16 finite
             values. It is not part of the state dict.
-        blocksize: weights that share a scale, a power of two in 32..4096. Blocks run over the whole
-            flattened weight, across rows where in_features is no multiple of them.
+        blocksize: how many weights share a scale, a power of two from 32 to 4096. Blocks run over
+            the flattened weight, across rows where in_features is no multiple of them.
         double_quant: keep the scales as 8-bit codes.
         compute_dtype: x is cast to it first; None means x's dtype. The result has x's dtype.
         device, dtype: where the parameters live, and the dtype of the bias.
@@ -72,7 +72,7 @@ class LUT4Linear(LowbitLinear):
         if not is_blocksize(blocksize):
             raise ValueError(
                 f"LUT4Linear: blocksize is {blocksize}, "
-                f"expected a power of two in {BLOCKSIZES[0]}..{BLOCKSIZES[-1]}"
+                f"expected a power of two from {BLOCKSIZES[0]} to {BLOCKSIZES[-1]}"
             )
         try:
             self.codebook = codebooks.key(codebook)

@@ -6,6 +6,8 @@ Here stand its fake kernel, which repeats every check that needs no data, and it
 """
 
 from lowbit.ops import (
+    blockwise_dequantize,
+    blockwise_quantize,
     int8_dequantize,
     int8_linear,
     int8_matmul,
@@ -16,6 +18,8 @@ from lowbit.ops import (
 )
 
 __all__ = [
+    "blockwise_dequantize",
+    "blockwise_quantize",
     "int8_dequantize",
     "int8_linear",
     "int8_matmul",

@@ -86,7 +86,7 @@ def check_blocksize(op: str, blocksize: int) -> None:
         is_blocksize(blocksize),
         lambda: (
             f"lowbit::{op}: blocksize is {blocksize}, "
-            f"expected a power of two in {BLOCKSIZES[0]}..{BLOCKSIZES[-1]}"
+            f"expected a power of two from {BLOCKSIZES[0]} to {BLOCKSIZES[-1]}"
         ),
     )
 
@@ -95,12 +95,14 @@ def is_blocksize(value: object) -> bool:
     return isinstance(value, int) and value in BLOCKSIZES
 
 
-def check_table(op: str, name: str, table: Tensor, size: int, device: torch.device) -> None:
-    """A codebook: the values that codes stand for."""
-    check_dtype(op, name, table.dtype, (torch.float32,))
-    check_shape(op, name, table, (size,))
-    check_contiguous(op, name, table)
-    check_device(op, name, table, device)
+def check_codebook(
+    op: str, codebook: Tensor, size: int, device: torch.device, name: str = "codebook"
+) -> None:
+    """What of a codebook can be told without its values."""
+    check_dtype(op, name, codebook.dtype, (torch.float32,))
+    check_shape(op, name, codebook, (size,))
+    check_contiguous(op, name, codebook)
+    check_device(op, name, codebook, device)
 
 
 def check_flat(
@@ -138,7 +140,7 @@ def check_lut4_weight(
     nested_offset), all there when absmax holds uint8 codes, else None."""
     check_blocksize(op, blocksize)
     check_flat(op, "packed", packed, (torch.uint8,), ceil_div(count, 2), device)
-    check_table(op, "codebook", codebook, 16, device)
+    check_codebook(op, codebook, 16, device)
     blocks = ceil_div(count, blocksize)
     check_flat(op, "absmax", absmax, (torch.float32, torch.uint8), blocks, device)
     doubly = absmax.dtype == torch.uint8
@@ -155,7 +157,7 @@ def check_lut4_weight(
         nested_absmax, nested_codebook, nested_offset = nested
         groups = ceil_div(blocks, NESTED_BLOCKSIZE)
         check_flat(op, "nested_absmax", nested_absmax, (torch.float32,), groups, device)
-        check_table(op, "nested_codebook", nested_codebook, 256, device)
+        check_codebook(op, nested_codebook, 256, device, "nested_codebook")
         check_flat(op, "nested_offset", nested_offset, (torch.float32,), 1, device)
 
 

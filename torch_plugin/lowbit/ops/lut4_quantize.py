@@ -12,7 +12,7 @@ def _(weight: Tensor, codebook: Tensor, blocksize: int = 64) -> tuple[Tensor, Te
     op = "lut4_quantize"
     _check.check_dtype(op, "weight", weight.dtype, _check.FLOATS)
     _check.check_blocksize(op, blocksize)
-    _check.check_table(op, "codebook", codebook, 16, weight.device)
+    _check.check_codebook(op, codebook, 16, weight.device)
     if weight.dim() == 2 and weight.shape[1] % blocksize == 0:
         n, k = weight.shape
         packed, absmax = (n, k // 2), (n, k // blocksize)

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: MIT
+
+#include "blockwise_codebook.h"
+
+#include "check.h"
+#include "floats.h"
+
+#include <math.h>
+
+enum {
+    VALUES = 256,
+    THRESHOLDS = LOWBIT_BLOCKWISE_THRESHOLDS,
+    FIRST = LOWBIT_BLOCKWISE_FIRST,
+    BUCKETS = LOWBIT_BLOCKWISE_BUCKETS,
+};
+
+// Integers in the order of the floats. Comparing floats would take subnormals for zeros on a thread
+// that flushes them.
+static int32_t order(float value) {
+    const int32_t magnitude = (int32_t)(lowbit_float_bits(value) & 0x7fffffff);
+    return signbit(value) ? -magnitude : magnitude;
+}
+
+lowbit_status lowbit_check_codebook256(const char *op, const lowbit_tensor *codebook) {
+    LOWBIT_TRY(lowbit_check_vector(op, "codebook", codebook, LOWBIT_FLOAT32_DTYPE, VALUES));
+    const float *values = codebook->data;
+    for (size_t i = 0; i < VALUES; i++)
+        if (!isfinite(values[i]))
+            return lowbit_fail(LOWBIT_INVALID_ARGUMENT,
+                               "%s: codebook[%zu] is %g, expected finite values", op, i,
+                               (double)values[i]);
+    for (size_t i = 1; i < VALUES; i++)
+        if (order(values[i]) < order(values[i - 1]))
+            return lowbit_fail(LOWBIT_INVALID_ARGUMENT,
+                               "%s: codebook[%zu] is %g after %g, expected ascending values", op, i,
+                               (double)values[i], (double)values[i - 1]);
+    return LOWBIT_OK;
+}
+
+// The largest float up to the midpoint of a < b, never -0. In double precision a + b is a sum and an
+// error (Knuth's TwoSum), and halving is exact.
+static float midpoint_down(float a, float b) {
+    const double sum = (double)a + b, b_used = sum - a, a_used = sum - b_used;
+    const double error = (a - a_used) + (b - b_used);
+    float middle = (float)(0.5 * sum);
+    if (2.0 * middle > sum || (2.0 * middle == sum && error < 0.0))
+        middle = nextafterf(middle, -INFINITY);
+    return middle;
+}
+
+static size_t bucket_of(float v) {
+    const uint32_t upper = lowbit_float_bits(v) >> 16 & 0x7fff;
+    size_t bucket = upper < FIRST ? 0 : upper - FIRST;
+    bucket = bucket < BUCKETS ? bucket : BUCKETS - 1;
+    return signbit(v) ? BUCKETS - 1 - bucket : BUCKETS + bucket;
+}
+
+// Numbers in the bucket of such a threshold share its upper half, so their lower halves tell whether
+// they are above it. The first bucket of each sign holds others too.
+static bool lower_half_decides(float threshold) {
+    return fabsf(threshold) >= 0x1p-24f * (1 + 0x1p-7f) && fabsf(threshold) < 1 + 0x1p-7f;
+}
+
+void lowbit_blockwise_encoder_init(const float *codebook,
+                                   struct lowbit_blockwise_encoder *encoder) {
+    float *threshold = encoder->threshold;
+    for (size_t i = THRESHOLDS; i < sizeof encoder->threshold / sizeof *threshold; i++)
+        threshold[i] = INFINITY;
+    for (size_t i = THRESHOLDS; i-- > 0;)
+        threshold[i] = codebook[i] == codebook[i + 1] ? threshold[i + 1]
+                                                      : midpoint_down(codebook[i], codebook[i + 1]);
+    size_t used = THRESHOLDS;
+    while (used && threshold[used - 1] >= 1 + 0x1p-7f) // no v is above it
+        used--;
+
+    size_t bucket = 0, most = 0;
+    encoder->direct = true;
+    for (size_t i = 0, end; i < used; i = end) { // thresholds i to end - 1 share a bucket
+        const size_t shared = bucket_of(threshold[i]);
+        for (end = i + 1; end < used && bucket_of(threshold[end]) == shared; end++)
+            ;
+        const uint32_t sign = signbit(threshold[i]) ? ~0u : 0;
+        const uint32_t lower = (lowbit_float_bits(threshold[i]) ^ sign) & 0xffff;
+        while (bucket < shared)
+            encoder->bucket[bucket++] = (uint32_t)i << 16 | 0xffff; // nothing is above 0xffff
+        encoder->bucket[bucket++] = (uint32_t)end << 24 | (uint32_t)i << 16 | lower;
+        encoder->direct &= threshold[i] == threshold[end - 1] && lower_half_decides(threshold[i]);
+        most = end - i > most ? end - i : most;
+    }
+    while (bucket < 2 * BUCKETS)
+        encoder->bucket[bucket++] = (uint32_t)used << 16 | 0xffff;
+    encoder->span = 1;
+    while (2 * encoder->span <= most)
+        encoder->span *= 2;
+}

@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: MIT
+// Codebooks of 256 values, for the operators that encode with them.
+#ifndef LOWBIT_OPS_BLOCKWISE_CODEBOOK_H
+#define LOWBIT_OPS_BLOCKWISE_CODEBOOK_H
+
+#include "lowbit/status.h"
+#include "lowbit/tensor.h"
+
+#include "../kernels/cpu/blockwise/ukernels.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// The codebook is float32 [256], its values finite and ascending. op is for the message.
+lowbit_status lowbit_check_codebook256(const char *op, const lowbit_tensor *codebook);
+
+// Fills encoder for such values. In the default floating-point environment: call it in a task.
+void lowbit_blockwise_encoder_init(const float *codebook, struct lowbit_blockwise_encoder *encoder);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: MIT
+"""Inputs and checks that the tests of all operators and layers share."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from reference import same_bits
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def layouts(dtype: torch.dtype, k: int) -> list[Tensor]:
+    """Leading shapes and strides of x [..., k]."""
+    return [
+        torch.randn(k).to(dtype),
+        torch.randn(3, k).to(dtype),
+        torch.randn(0, k).to(dtype),
+        torch.randn(2, 3, k).to(dtype),
+        torch.randn(2, 0, k).to(dtype),
+        torch.randn(k, 5).to(dtype).t(),
+        torch.randn(4, 2 * k).to(dtype)[:, ::2],
+        torch.randn(4, k + 3).to(dtype)[:, 1 : k + 1],
+        torch.randn(3, 2, k).to(dtype).transpose(0, 1),
+        torch.randn(1, k).to(dtype).expand(6, k),
+    ]
+
+
+def check_refused(op: str, arguments: tuple[Any, ...], pieces: list[str], fake: bool) -> None:
+    """The call raises, its message names the operator and every piece (a regular expression), and
+    no argument has changed."""
+    call = getattr(torch.ops.lowbit, op)
+    before = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
+    with pytest.raises(RuntimeError) as error:
+        if fake:
+            with FakeTensorMode() as mode:
+                call(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in arguments))
+        else:
+            call(*arguments)
+    message = str(error.value).splitlines()[0]
+    for piece in (op, *pieces):
+        assert re.search(rf"(?<![a-z])({piece})", message), message
+    for a, b in zip(arguments, before, strict=True):
+        assert not isinstance(a, Tensor) or torch.equal(a, b)
+
+
+def bits(layer: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in layer.state_dict().items()}
+
+
+def unchanged(layer: nn.Module, before: dict[str, Tensor]) -> bool:
+    after = layer.state_dict()
+    return after.keys() == before.keys() and all(same_bits(after[n], before[n]) for n in before)
+
+
+def put(index: tuple[int, ...], value: float) -> Callable[[Tensor], Tensor]:
+    return lambda t: t.index_put(
+        [torch.tensor(i) for i in index], torch.tensor(value, dtype=t.dtype)
+    )
+
+
+def check_load_refused(
+    layer: nn.Module, spoil: dict[str, Callable[[Tensor], Tensor] | None], message: str
+) -> None:
+    """The layer's own state dict, with some entries spoiled or (None) left out, does not load, and
+    changes nothing."""
+    before = bits(layer)
+    state = bits(layer)
+    for name, change in spoil.items():
+        value = state.pop(name)
+        if change is not None:
+            state[name] = change(value)
+    for options in ({}, {"strict": False}, {"assign": True}):
+        with pytest.raises(RuntimeError, match=message):
+            layer.load_state_dict(state, **options)
+        assert unchanged(layer, before)
