@@ -71,7 +71,7 @@ def fine_tuning(runs: dict[str, Run]) -> Table:
     each = list(runs.values())
     steps = each[0].curve.held_out
     return table(
-        "LoRA on the language reference: held-out loss, memory",
+        "LoRA: held-out loss, and memory",
         ("", *runs),
         [
             *(
