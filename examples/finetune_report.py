@@ -115,7 +115,7 @@ def _perplexities(axis: Axes, trained: dict[str, Score], with_outliers: dict[str
         (0.2, with_outliers, ORANGE, "with outlier features"),
     ):
         first, *rest = (score.perplexity for score in scores.values())
-        lost = [100 * (value / first - 1) for value in rest]
+        lost = [round(100 * (value / first - 1), 2) + 0.0 for value in rest]  # no -0.00
         bars = axis.bar([i + shift for i in range(len(rest))], lost, 0.4, color=color, label=label)
         axis.bar_label(bars, [f"{value:.2f}" for value in lost], padding=3, fontsize=9.5, color=INK)
     names = [name.replace(", ", "\n") for name in list(trained)[1:]]
@@ -135,17 +135,18 @@ def _perplexities(axis: Axes, trained: dict[str, Score], with_outliers: dict[str
 
 
 def _curves(axis: Axes, runs: dict[str, Run]) -> None:
+    """The first run in wide lines, which the second does not hide where they agree."""
     entitle(
         axis, "LoRA on another text", "loss in nats per token; training: the mean of 15 batches"
     )
-    for (name, run), color in zip(runs.items(), (GREY, GREEN), strict=True):
+    for (name, run), color, width in zip(runs.items(), (GREY, GREEN), (6, 1.8), strict=True):
         losses = run.curve.training
         parts = [losses[i : i + SMOOTHED] for i in range(0, len(losses), SMOOTHED)]
         middles = [i * SMOOTHED + len(part) / 2 for i, part in enumerate(parts)]
         means = [sum(part) / len(part) for part in parts]
-        axis.plot(middles, means, color=color, linewidth=1, label=f"{name}, training")
+        axis.plot(middles, means, color=color, linewidth=width / 2, label=f"{name}, training")
         held_out = zip(*run.curve.held_out.items(), strict=True)
-        axis.plot(*held_out, "o-", color=color, linewidth=2.2, label=f"{name}, held out")
+        axis.plot(*held_out, "o-", color=color, linewidth=width, label=f"{name}, held out")
     axis.set_xlabel("training step", color=INK, fontsize=10.5)
     axis.legend(frameon=False, fontsize=10.5, labelcolor=INK)
 
