@@ -64,7 +64,7 @@ lowbit_status lowbit_lut4_quantize(const lowbit_tensor *weight, const lowbit_ten
     LOWBIT_TRY(
         lowbit_check_contiguous(op, "weight", weight, LOWBIT_FLOAT_DTYPES, LOWBIT_ANY, LOWBIT_ANY));
     LOWBIT_TRY(lowbit_lut4_check_codebook(op, "codebook", codebook, 16));
-    LOWBIT_TRY(lowbit_lut4_check_blocksize(op, blocksize));
+    LOWBIT_TRY(lowbit_check_blocksize(op, blocksize));
     const size_t elements = weight->rows * weight->cols; // which lie in memory
     LOWBIT_TRY(
         lowbit_check_vector(op, "packed", packed, LOWBIT_UINT8_DTYPE, elements / 2 + elements % 2));
