@@ -73,7 +73,7 @@ static void prepare_rows(void *arg, size_t task) {
             p->ukernels.load[args->x->dtype](r, from, to);
         else if (args->row)
             p->base[m] = args->row(args->ctx, from, to);
-        else
+        else if (r) // without columns x may have no data
             memcpy(to, from, r * sizeof(uint16_t));
         if (run->bf16)
             memset(x_element(p, m, r), 0, (p->x_stride - r) * sizeof(uint16_t));

@@ -445,13 +445,17 @@ TEST_P(Errors, UnusableExecutor) {
 
 // Matrices without elements need no data, and any one of M, N and K may be zero.
 TEST_P(Errors, EmptyMatricesPass) {
-    for (int zero = 1; zero < 8; zero++) {
-        Call call(op, zero & 1 ? 0 : 3, zero & 2 ? 0 : 4, zero & 4 ? 0 : 5);
-        for (lowbit_tensor &tensor : call.tensors)
-            if (tensor.rows == 0 || tensor.cols == 0)
-                tensor.data = nullptr;
-        EXPECT_EQ(call.run(), LOWBIT_OK) << lowbit_last_error();
-    }
+    for (int zero = 1; zero < 8; zero++)
+        for (int dtype = LOWBIT_FLOAT32; dtype <= LOWBIT_UINT8; dtype++) {
+            if (!(op.arguments[0].dtypes >> dtype & 1))
+                continue;
+            Call call(op, zero & 1 ? 0 : 3, zero & 2 ? 0 : 4, zero & 4 ? 0 : 5);
+            call.tensors[0].dtype = (lowbit_dtype)dtype;
+            for (lowbit_tensor &tensor : call.tensors)
+                if (tensor.rows == 0 || tensor.cols == 0)
+                    tensor.data = nullptr;
+            EXPECT_EQ(call.run(), LOWBIT_OK) << lowbit_last_error();
+        }
 }
 
 TEST(ErrorsOf, Threshold) {
