@@ -164,7 +164,7 @@ TEST(Lut4LinearGradInput, ManyRows) {
 TEST(Lut4Linear, ManyColumns) {
     Random random(324);
     for (size_t blocksize : {32, 64, 128, 256, 512, 1024, 2048, 4096})
-        for (size_t m : {1, 2, 3, 4, 5, 8, 9, 12, 16, 17})
+        for (size_t m : {1, 3, 9, 16, 17})
             if (!HasFailure())
                 check(Product(random, true, m, 1 + random.below(20),
                               std::max((size_t)4096 + 3 * 32, blocksize) / blocksize * blocksize,
@@ -186,10 +186,10 @@ TEST(Lut4LinearGradInput, ManyWeightRows) {
 // Enough work for every task that an executor offers.
 TEST(Lut4Linear, ManyTasks) {
     Random random(326);
-    for (size_t m : {1, 16, 40})
+    for (size_t m : {1, 16, 33})
         for (bool forward : {true, false})
             if (!HasFailure()) {
-                const Product p(random, forward, m, 700, 1024, 64);
+                const Product p(random, forward, m, m == 1 ? 1000 : 200, 512, 64);
                 const Way seven{"", 7, true, false};
                 Executor executor(seven);
                 check(p);
@@ -200,9 +200,9 @@ TEST(Lut4Linear, ManyTasks) {
 
 TEST(Lut4Linear, NothingToSum) {
     Random random(327);
-    for (size_t m : {0, 1, 5, 9, 20})
+    for (size_t m : {0, 1, 9, 20})
         for (size_t n : {0, 1, 33})
-            for (size_t k : {0, 1, 2})
+            for (size_t k : {0, 1})
                 for (bool forward : {true, false})
                     if (!HasFailure())
                         check(Product(random, forward, m, n, k, 32));
