@@ -75,8 +75,8 @@ def load(auto: Any, model: str, dtype: str, threshold: float) -> Pair:
 
 def memory_and_loading(pair: Pair) -> list[Measure]:
     names = [name for name, m in pair.int8_model.named_modules() if isinstance(m, Int8Linear)]
-    linear = [sum(_bytes(model.get_submodule(name)) for name in names) for model in pair]
-    whole = [_bytes(model) for model in pair]
+    linear = [sum(size_in_bytes(model.get_submodule(name)) for name in names) for model in pair]
+    whole = [size_in_bytes(model) for model in pair]
     return [
         Measure("Linear layers", "MiB", *(size / 2**20 for size in linear), 1, "smaller"),
         Measure("Whole model", "MiB", *(size / 2**20 for size in whole), 1, "smaller"),
@@ -84,7 +84,7 @@ def memory_and_loading(pair: Pair) -> list[Measure]:
     ]
 
 
-def _bytes(module: nn.Module) -> int:
+def size_in_bytes(module: nn.Module) -> int:
     return sum(p.nbytes for p in module.parameters()) + sum(b.nbytes for b in module.buffers())
 
 

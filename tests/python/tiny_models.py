@@ -70,6 +70,39 @@ def build(name: str) -> PreTrainedModel:
             pad_token_id=0,
         )
         return transformers.GptOssForCausalLM(config)
+    if name == "qwen3_vl_moe":
+        text = {
+            "hidden_size": 64,
+            "intermediate_size": 64,
+            "moe_intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "vocab_size": VOCABULARY,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]},
+        }
+        vision = {
+            "depth": 1,
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "deepstack_visual_indexes": [0],
+        }
+        config = transformers.Qwen3VLMoeConfig(text_config=text, vision_config=vision)
+        return transformers.Qwen3VLMoeForConditionalGeneration(config)
+    if name == "nomic_bert":
+        config = transformers.NomicBertConfig(
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            vocab_size=VOCABULARY,
+        )
+        return transformers.NomicBertModel(config)
     config = transformers.BertConfig(
         hidden_size=64,
         intermediate_size=128,
@@ -93,6 +126,8 @@ NAMES = (
     "mixtral",
     "qwen3_moe",
     "gpt_oss",
+    "qwen3_vl_moe",
+    "nomic_bert",
 )
 
 

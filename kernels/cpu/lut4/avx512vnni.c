@@ -32,7 +32,8 @@ LOWBIT_INLINE float quantize(enum lowbit_float type, size_t n, const void *x,
     }
     const float absmax = _mm512_reduce_max_ps(most);
     const __m512 inv = _mm512_set1_ps(lowbit_lut4_inverse(absmax));
-    const __m512 sorted = _mm512_mask_loadu_ps(inf, 0x7fff, levels->midpoint);
+    const __m512 sorted =
+        _mm512_mask_mov_ps(inf, 0x7fff, _mm512_maskz_loadu_ps(0x7fff, levels->midpoint));
     const __m512i codes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)levels->code));
     for (size_t i = 0; i < n; i += 16) {
         const __m512 value = lowbit_load16(type, x, i, lowbit_first16(n - i));
@@ -41,8 +42,8 @@ LOWBIT_INLINE float quantize(enum lowbit_float type, size_t n, const void *x,
         const __m512i code = _mm512_permutexvar_epi32(rank16(v, sorted), codes);
         const __m512i pairs =
             _mm512_or_si512(_mm512_slli_epi64(code, 4), _mm512_srli_epi64(code, 32));
-        const __mmask8 bytes = (__mmask8)lowbit_first16((n - i + 1) / 2);
-        _mm512_mask_cvtepi64_storeu_epi8(packed + i / 2, bytes, pairs);
+        const __mmask16 bytes = lowbit_first16((n - i + 1) / 2) & 0xff;
+        _mm_mask_storeu_epi8(packed + i / 2, bytes, _mm512_cvtepi64_epi8(pairs));
     }
     return absmax;
 }

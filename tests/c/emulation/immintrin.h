@@ -59,6 +59,7 @@ EMULATED_MASKED_LOAD(emulated_maskz_loadu_512_32, __m512i, _mm512_setzero_si512,
 EMULATED_MASKED_LOAD(emulated_maskz_loadu_512_ps, __m512, _mm512_setzero_ps, 16, 4)
 EMULATED_MASKED_STORE(emulated_mask_storeu_128_8, __m128i, 16, 1)
 EMULATED_MASKED_STORE(emulated_mask_storeu_256_16, __m256i, 16, 2)
+EMULATED_MASKED_STORE(emulated_mask_storeu_512_16, __m512i, 32, 2)
 EMULATED_MASKED_STORE(emulated_mask_storeu_512_32, __m512i, 16, 4)
 EMULATED_MASKED_STORE(emulated_mask_storeu_512_ps, __m512, 16, 4)
 
@@ -79,6 +80,17 @@ static inline __m512i emulated_cvtepi8_epi32(__m128i a) {
 
 static inline __m512i emulated_cvtepu8_epi32(__m128i a) {
     return emulated_join(_mm256_cvtepu8_epi32(a), _mm256_cvtepu8_epi32(_mm_srli_si128(a, 8)));
+}
+
+static inline __m512i emulated_cvtepu8_epi64(__m128i a) {
+    return emulated_join(_mm256_cvtepu8_epi64(a), _mm256_cvtepu8_epi64(_mm_srli_si128(a, 4)));
+}
+
+// Of -0 too, which SIMDe leaves as it is.
+static inline __m512 emulated_abs_ps(__m512 a) {
+    const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    return emulated_join_ps(_mm256_and_ps(emulated_half_ps(a, 0), magnitude),
+                            _mm256_and_ps(emulated_half_ps(a, 1), magnitude));
 }
 
 static inline __m512i emulated_srai_epi32(__m512i a, int count) {
@@ -113,6 +125,31 @@ static inline __m128i emulated_cvtepi32_epi8(__m512i a) {
     for (int i = 0; i < 16; i++)
         to[i] = (int8_t)from[i];
     return _mm_loadu_si128((const __m128i *)to);
+}
+
+static inline __m128i emulated_cvtepi64_epi8(__m512i a) {
+    int64_t from[8];
+    int8_t to[16] = {0};
+    memcpy(from, &a, sizeof from);
+    for (int i = 0; i < 8; i++)
+        to[i] = (int8_t)from[i];
+    return _mm_loadu_si128((const __m128i *)to);
+}
+
+// bf16 of the lower sixteen floats, then of the upper ones; rounds half to even and takes subnormal
+// numbers for zero. No NaN comes here.
+static inline __m512i emulated_cvtne2ps_pbh(__m512 high, __m512 low) {
+    uint32_t from[32];
+    uint16_t to[32];
+    __m512i r;
+    memcpy(from, &low, 64);
+    memcpy(from + 16, &high, 64);
+    for (int i = 0; i < 32; i++) {
+        uint32_t bits = from[i] & 0x7f800000 ? from[i] : from[i] & 0x80000000;
+        to[i] = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    }
+    memcpy(&r, to, sizeof r);
+    return r;
 }
 
 static inline int32_t emulated_reduce_add_epi32(__m512i a) {
@@ -171,12 +208,15 @@ EMULATED_GATHER(emulated_i32gather_ps, __m512, float)
 #undef _mm512_maskz_loadu_ps
 #undef _mm_mask_storeu_epi8
 #undef _mm256_mask_storeu_epi16
+#undef _mm512_mask_storeu_epi16
 #undef _mm512_mask_storeu_epi32
 #undef _mm512_mask_storeu_ps
 #undef _mm512_cvtepi32_ps
 #undef _mm512_maskz_cvtps_epi32
 #undef _mm512_cvtepi8_epi32
 #undef _mm512_cvtepu8_epi32
+#undef _mm512_cvtepu8_epi64
+#undef _mm512_abs_ps
 #undef _mm512_srai_epi32
 #undef _mm512_i32gather_epi32
 #undef _mm512_i32gather_ps
@@ -185,6 +225,8 @@ EMULATED_GATHER(emulated_i32gather_ps, __m512, float)
 #undef _mm512_cvtps_ph
 #undef _mm512_cvtepi32_epi16
 #undef _mm512_cvtepi32_epi8
+#undef _mm512_cvtepi64_epi8
+#undef _mm512_cvtne2ps_pbh
 #undef _mm512_reduce_add_epi32
 #undef _mm512_reduce_add_ps
 #undef _mm512_reduce_min_ps
@@ -197,12 +239,15 @@ EMULATED_GATHER(emulated_i32gather_ps, __m512, float)
 #define _mm512_maskz_loadu_ps emulated_maskz_loadu_512_ps
 #define _mm_mask_storeu_epi8 emulated_mask_storeu_128_8
 #define _mm256_mask_storeu_epi16 emulated_mask_storeu_256_16
+#define _mm512_mask_storeu_epi16 emulated_mask_storeu_512_16
 #define _mm512_mask_storeu_epi32 emulated_mask_storeu_512_32
 #define _mm512_mask_storeu_ps emulated_mask_storeu_512_ps
 #define _mm512_cvtepi32_ps emulated_cvtepi32_ps
 #define _mm512_maskz_cvtps_epi32 emulated_maskz_cvtps_epi32
 #define _mm512_cvtepi8_epi32 emulated_cvtepi8_epi32
 #define _mm512_cvtepu8_epi32 emulated_cvtepu8_epi32
+#define _mm512_cvtepu8_epi64 emulated_cvtepu8_epi64
+#define _mm512_abs_ps emulated_abs_ps
 #define _mm512_srai_epi32 emulated_srai_epi32
 #define _mm512_i32gather_epi32 emulated_i32gather_epi32
 #define _mm512_i32gather_ps emulated_i32gather_ps
@@ -213,6 +258,8 @@ EMULATED_GATHER(emulated_i32gather_ps, __m512, float)
                      _mm256_cvtps_ph(emulated_half_ps(a, 0), (rounding) & 7))
 #define _mm512_cvtepi32_epi16 emulated_cvtepi32_epi16
 #define _mm512_cvtepi32_epi8 emulated_cvtepi32_epi8
+#define _mm512_cvtepi64_epi8 emulated_cvtepi64_epi8
+#define _mm512_cvtne2ps_pbh(high, low) ((__m512bh)emulated_cvtne2ps_pbh(high, low))
 #define _mm512_reduce_add_epi32 emulated_reduce_add_epi32
 #define _mm512_reduce_add_ps emulated_reduce_add_ps
 #define _mm512_reduce_min_ps emulated_reduce_min_ps

@@ -12,7 +12,7 @@ from types import ModuleType
 # The module of the other library that a plug-in registers with, and the plug-in.
 _PLUGINS = {
     "transformers.quantizers.auto": "lowbit.integrations.transformers",
-    "peft.tuners.lora.layer": "lowbit.integrations.peft",
+    "peft": "lowbit.integrations.peft",
 }
 
 
@@ -41,6 +41,12 @@ def _register(plugin: str) -> None:
         importlib.import_module(plugin)
     except ImportError as error:
         warnings.warn(f"{plugin} does not work with the installed version: {error}", stacklevel=2)
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in ("transformers", "peft", "bitsandbytes"):  # imported, with its library, when used
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def register() -> None:

@@ -128,8 +128,8 @@ class QuantizedExperts(LowbitModule):
         return self.lowbit_layers[projection]._why_not_stored(part, value)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """pickle would not find the class, which is made when it is needed, by its name."""
-        return _restore, (_original(type(self)),), self.__dict__
+        """For pickle, which would not find by its name a class that is made when it is needed."""
+        return _restore, (_original(type(self)),), self.__getstate__()
 
 
 def fused_weights(module: nn.Module) -> list[str]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What happens to weights between file and model: transformers' conversion operations."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
@@ -97,7 +97,7 @@ def keep_apart(converter: WeightConverter) -> WeightConverter:
     )
 
 
-def writes(conversion: Any, names: Sequence[str]) -> bool:
+def writes(conversion: Any, names: Iterable[str]) -> bool:
     """Whether a conversion makes one of these parameters, or is undone on one of them at saving."""
     if not isinstance(conversion, WeightConverter):
         return False

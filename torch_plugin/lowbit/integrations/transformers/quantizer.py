@@ -36,11 +36,7 @@ _SINGLE_FILE = "model.safetensors"
 @register_quantizer(METHOD)
 class LowbitQuantizer(HfQuantizer):
     """Replaces linear layers and fused experts on the meta device and quantizes their weights while
-    they load.
-
-    What it makes has parameters of the stored shape and dtype from the start, so device maps count
-    the bytes that there will be.
-    """
+    they load."""
 
     quantization_config: LowbitConfig
     quantizes_experts = True
@@ -67,20 +63,23 @@ class LowbitQuantizer(HfQuantizer):
         skip = self._names_to_skip(model)
         unfit: dict[str, str] = {}
         for name, module in list(model.named_modules()):
-            weight, fused = float_weight(module), fused_weights(module)
-            if weight is not None:
-                if self._converts(model, name, skip):
-                    self._replace_linear(model, name, module, weight)
-            elif fused and all(
-                self._converts(model, part, skip) for part in _with_projections(name, module)
+            if not all(
+                self._converts(model, each, skip) for each in _with_projections(name, module)
             ):
-                problem = why_not_experts(module)
-                if not self.quantizes_experts:
-                    continue
-                if problem:
-                    unfit[name] = problem
-                else:
-                    self._take(name, convert_experts(module, self.quantization_config.new_layer))
+                continue
+            try:
+                if float_weight(module) is not None:
+                    self._replace_linear(model, name, module)
+                elif fused_weights(module) and self.quantizes_experts:
+                    problem = why_not_experts(module)
+                    if problem:
+                        unfit[name] = problem
+                    else:
+                        self._convert_experts(name, module)
+            except ValueError as error:  # of a layer that does not take the size
+                raise ValueError(
+                    f"lowbit: {name}: {error}; name it in skip_modules to leave it float"
+                ) from None
         if unfit:
             name, problem = next(iter(unfit.items()))
             warnings.warn(
@@ -92,25 +91,33 @@ class LowbitQuantizer(HfQuantizer):
         model._initialize_missing_keys = functools.partial(self._initialize_missing_keys, model)
         return model
 
-    def _replace_linear(
-        self, model: nn.Module, name: str, module: nn.Module, weight: Tensor
-    ) -> None:
+    def _replace_linear(self, model: nn.Module, name: str, module: nn.Module) -> None:
+        weight = float_weight(module)
         layer = self.quantization_config.new_layer(
             weight.shape[1], weight.shape[0], bias=module.bias is not None, dtype=weight.dtype
         )
         if isinstance(module, Conv1D):
             self._conv1d.add(name)
         model.set_submodule(name, layer)
-        self._take(name, layer)
+        self._take(name, layer, {"weight": module.weight})
 
-    def _take(self, name: str, module: LowbitModule) -> None:
+    def _convert_experts(self, name: str, module: nn.Module) -> None:
+        floats = {projection: getattr(module, projection) for projection in fused_weights(module)}
+        convert_experts(module, self.quantization_config.new_layer)
+        self._take(name, module, floats)
+
+    def _take(self, name: str, module: LowbitModule, floats: dict[str, nn.Parameter]) -> None:
+        for part in module.stored():
+            self._stored[f"{name}.{part}"] = getattr(module, part)
         # Marked as initialised, or _init_weights would draw random codes. What the checkpoint lacks
         # comes back without the mark.
         module._is_hf_initialized = True
-        for part, parameter in module.named_parameters(recurse=False):
+        for parameter in (*module.parameters(recurse=False), *floats.values()):
             parameter._is_hf_initialized = True
-            if part in module.stored():
-                self._stored[f"{name}.{part}"] = parameter
+        if not self.pre_quantized:
+            # What transformers does to float weights on their way depends on the shapes that it
+            # finds here; `quantize` puts the codes' own back.
+            module._parameters.update(floats)
         self._modules.append(name)
 
     def _names_to_skip(self, model: nn.Module) -> list[str]:
@@ -158,32 +165,31 @@ class LowbitQuantizer(HfQuantizer):
         spellings = {name, prefix + name, name.removeprefix(prefix)}
         return all(should_convert_module(spelling, skip) for spelling in spellings)
 
+    def param_element_size(self, model: nn.Module, param_name: str, param: Tensor) -> float:
+        """For planning a device map: what will be stored, not the float weight in its place."""
+        stored = self._stored.get(param_name, param)
+        return stored.nbytes / max(param.numel(), 1)
+
     def update_weight_conversions(
         self, weight_conversions: list[Any], model: nn.Module
     ) -> list[Any]:
         conversions = super().update_weight_conversions(weight_conversions, model)
-        fused = self._fused(model)
         if self.pre_quantized:
-            return [conversion for conversion in conversions if not writes(conversion, fused)]
-        conversions = [keep_apart(c) if writes(c, fused) else c for c in conversions]
+            # A foreign format has its own operations, and the names that transformers knows.
+            native = not self.get_load_operations()
+            return self._without_ours(conversions) if native else conversions
+        codes = [name for name in self._stored if self._is_codes(model, name)]
+        conversions = [keep_apart(c) if writes(c, codes) else c for c in conversions]
         known = {pattern for conversion in conversions for pattern in conversion.source_patterns}
-        leaves = {".".join(name.split(".")[-2:]) for name in self._quantized_on_load(model)}
+        leaves = {".".join(name.split(".")[-2:]) for name in codes}
         return conversions + [
             WeightConverter([leaf], leaf, [Resave()]) for leaf in sorted(leaves - known)
         ]
 
-    def _quantized_on_load(self, model: nn.Module) -> list[str]:
-        """Full names of the parameters that come as float weights from the file."""
-        return [name for name in self._stored if self._is_codes(model, name)]
-
-    def _fused(self, model: nn.Module) -> list[str]:
-        """Those of experts. In the checkpoint they have the names and shapes that they have here:
-        what transformers does to float experts between file and model is not for codes."""
-        return [
-            name
-            for name in self._quantized_on_load(model)
-            if isinstance(get_module_from_name(model, name)[0], QuantizedExperts)
-        ]
+    def _without_ours(self, conversions: list[Any]) -> list[Any]:
+        """What transformers does to some models' float weights between file and model, it must not
+        do to codes and scales: they have the same names and shapes in both."""
+        return [conversion for conversion in conversions if not writes(conversion, self._stored)]
 
     # While loading
 
@@ -214,6 +220,8 @@ class LowbitQuantizer(HfQuantizer):
         """
         if self._problem:
             return {}
+        if not self._is_codes(model, name):  # the file keeps it together with one that is
+            return {name: weight}
         module, leaf = get_module_from_name(model, name)
         path = name.removesuffix(f".{leaf}")
         problem = None
@@ -224,16 +232,18 @@ class LowbitQuantizer(HfQuantizer):
             except ValueError as error:
                 problem = str(error)
         else:
+            layer = self.quantization_config.new_layer(module.in_features, module.out_features)
             weight = weight.t() if path in self._conv1d else weight
-            problem = module.why_not_quantizable(weight)
-            if problem and list(weight.shape) != [module.out_features, module.in_features]:
+            problem = layer.why_not_quantizable(weight)
+            if problem and list(weight.shape) != [layer.out_features, layer.in_features]:
                 problem += (
                     "; a layer whose size differs from the checkpoint's has to be in skip_modules"
                 )
-            stored = {} if problem else module.quantize_weight(weight)
+            stored = {} if problem else layer.quantize_weight(weight)
         if problem:
             self._problem = f"{name} {problem}"
             return {}
+        module._parameters[leaf] = self._stored[name]  # which stays there if the codes go to disk
         return {
             f"{path}.{part}": nn.Parameter(value, requires_grad=False)
             for part, value in stored.items()
@@ -250,13 +260,7 @@ class LowbitQuantizer(HfQuantizer):
             self._fill_missing(model, model.get_submodule(name), name)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        fused = self._fused(model)
-        model._weight_conversions = [
-            conversion
-            for conversion in model._weight_conversions
-            if not any(isinstance(op, Resave) for op in getattr(conversion, "operations", ()))
-            and not writes(conversion, fused)
-        ]
+        model._weight_conversions = self._without_ours(model._weight_conversions)
         for name in self._modules:
             module = model.get_submodule(name)
             for parameter in module.parameters(recurse=False):
@@ -306,7 +310,8 @@ class LowbitQuantizer(HfQuantizer):
             dtype=model.dtype,
         )
         model._initialize_weights(linear)
-        layer = type(module).from_float(linear, **module.options())
+        options = self.quantization_config.new_layer(2, 2).options()
+        layer = type(module).from_float(linear, **options)
         model.set_submodule(name, layer.train(module.training))
 
     # Back to float
