@@ -131,9 +131,13 @@ def test_layers_of_other_codebooks_do_not_recompile() -> None:
 
 
 def test_compiled_before_it_ran(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a layer of a loaded checkpoint may be: its tables are made while tracing."""
+    """As a layer of a loaded checkpoint may be: nothing that its first call makes compiles anew."""
     monkeypatch.setattr(codebooks, "_SHARED", {})
     layer = LUT4Linear(32, 48, codebook="af4", blocksize=32)
     layer.set_quantized(**one_layer("nf4").quantize_weight(torch.randn(48, 32)))
     check_rows(layer, "aot_eager", dynamic=True)
+    codebooks._SHARED.clear()  # as on another device
+    torch._dynamo.reset()
+    x = torch.randn(4, 32)
+    assert same_bits(torch.compile(layer, backend="aot_eager", fullgraph=True)(x), layer(x))
     assert all(type(table) is Tensor for table in codebooks._SHARED.values())
