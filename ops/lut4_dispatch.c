@@ -49,6 +49,7 @@ struct lowbit_lut4_ukernels lowbit_lut4_select_ukernels(uint32_t isa) {
     CHOOSE(quantize[type], lowbit_lut4_quantize_ukernel_##type##__##isa, ISA)
 #define LOWBIT_LUT4_DEQUANTIZE(type, isa, ISA)                                                     \
     CHOOSE(dequantize[type], lowbit_lut4_dequantize_ukernel_##type##__##isa, ISA)
+#define LOWBIT_LUT4_SCALES(isa, ISA) CHOOSE(scales, lowbit_lut4_scales_ukernel__##isa, ISA)
 #include "../kernels/cpu/lut4/elementwise.inc"
     return k;
 }

@@ -28,10 +28,11 @@ struct lowbit_lut4_gemm {
 const struct lowbit_lut4_gemm *lowbit_lut4_select_gemm(uint32_t isa, lowbit_dtype x, size_t m,
                                                        size_t k, size_t blocksize);
 
-// The best of the other micro-kernels, indexed by lowbit_dtype.
+// The best of the other micro-kernels, those for each float type indexed by lowbit_dtype.
 struct lowbit_lut4_ukernels {
     lowbit_lut4_quantize_ukernel *quantize[3];
     lowbit_lut4_dequantize_ukernel *dequantize[3];
+    lowbit_lut4_scales_ukernel *scales;
 };
 struct lowbit_lut4_ukernels lowbit_lut4_select_ukernels(uint32_t isa);
 

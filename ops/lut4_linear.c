@@ -19,8 +19,9 @@ static const char op[] = "lut4_linear";
 
 enum {
     TILE_N = LOWBIT_LUT4_TILE_N,
-    MOST_ROWS = 32, // of x, in any gemm that reads the weight in place
+    MOST_ROWS = 48, // of x, in any gemm that reads the weight in place
     GROUP = 16,     // rows of the weight that are transposed at a time
+    FETCH = 4096,   // bytes of a tile that are asked for at once
     PANEL_K = 512,  // most rows of a panel
 };
 
@@ -138,13 +139,17 @@ static void run_tile(const struct linear *c, const struct scratch *scratch, size
     const lowbit_tensor *y = c->args->y;
     const size_t k = c->args->x->cols, n = y->cols - n0 < TILE_N ? y->cols - n0 : TILE_N;
     const size_t blocks = k / weight->blocksize;
+    const uint8_t *packed = (const uint8_t *)weight->packed->data + n0 * (k / 2);
+    // While the scales are computed the memory need not rest.
+    for (size_t i = 0; i < FETCH && i < n * (k / 2); i += 64)
+        __builtin_prefetch(packed + i, 0, 2);
     struct lowbit_lut4_gemm_args gemm = {
         .n = n,
         .k = k,
         .x_stride = c->x_stride,
-        .packed = (const uint8_t *)weight->packed->data + n0 * (k / 2),
+        .packed = packed,
         .codebook = weight->codebook->data,
-        .s = lowbit_lut4_scales(weight, n0 * blocks, n * blocks, scratch->scales),
+        .s = lowbit_lut4_scales(weight, &c->ukernels, n0 * blocks, n * blocks, scratch->scales),
         .s_stride = blocks,
         .blocksize = weight->blocksize,
         .acc_stride = TILE_N,
@@ -181,11 +186,13 @@ static void fill(void *ctx, size_t task, size_t k0, size_t k, size_t n0, size_t 
     for (size_t i = 0; i < n; i += GROUP) {
         const size_t rows = n - i < GROUP ? n - i : GROUP;
         for (size_t row = 0; row < rows; row++) {
+            const size_t begin = (n0 + i + row) * c->args->x->cols + k0;
+            if (i + row + GROUP < n)
+                lowbit_lut4_prefetch(&c->args->weight, begin + GROUP * c->args->x->cols, k);
             uint32_t *to = (uint32_t *)scratch->rows + row * PANEL_K;
             to[dwords - 1] = 0; // the upper half of an odd last pair
-            lowbit_lut4_read(&c->args->weight,
-                             c->ukernels.dequantize[bf16 ? LOWBIT_BFLOAT16 : LOWBIT_FLOAT32],
-                             (n0 + i + row) * c->args->x->cols + k0, k, scratch->scales, to);
+            lowbit_lut4_read(&c->args->weight, &c->ukernels, c->product.gemm->type, begin, k,
+                             scratch->scales, to);
         }
         c->product.ukernels.transpose(rows, dwords, scratch->rows, PANEL_K, (uint32_t *)panel + i,
                                       stride);

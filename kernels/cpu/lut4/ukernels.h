@@ -8,8 +8,8 @@
 //
 // A micro-kernel trusts its caller: sizes and pointers are valid, pointers do not overlap, and the
 // floating-point environment is the default one (round to nearest, no flush to zero). None reads or
-// writes outside the elements it is given. Of quantize and dequantize every instruction set produces the
-// same bits; the gemms sum in the order that suits them.
+// writes outside the elements it is given. Every instruction set produces the same bits, except that
+// the gemms sum in the order that suits them.
 #ifndef LOWBIT_KERNELS_CPU_LUT4_UKERNELS_H
 #define LOWBIT_KERNELS_CPU_LUT4_UKERNELS_H
 
@@ -41,6 +41,11 @@ struct lowbit_lut4_levels {
 typedef float lowbit_lut4_quantize_ukernel(size_t n, const void *x,
                                            const struct lowbit_lut4_levels *levels,
                                            uint8_t *packed);
+
+// scales: s_i = codebook[q_i] * nested + offset for i < n, the product and the sum each rounded to fp32.
+// codebook has 256 values.
+typedef void lowbit_lut4_scales_ukernel(size_t n, const uint8_t *q, const float *codebook,
+                                        float nested, float offset, float *s);
 
 // dequantize: y_i = w_{begin + i} for i < n, rounded half to even to y's type; a NaN becomes the
 // positive quiet NaN. packed is the whole weight, s the scale of the block that holds begin, and
@@ -87,6 +92,7 @@ typedef void lowbit_lut4_gemm_ukernel(const struct lowbit_lut4_gemm_args *args);
     lowbit_lut4_quantize_ukernel lowbit_lut4_quantize_ukernel_##type##__##isa;
 #define LOWBIT_LUT4_DEQUANTIZE(type, isa, ISA)                                                     \
     lowbit_lut4_dequantize_ukernel lowbit_lut4_dequantize_ukernel_##type##__##isa;
+#define LOWBIT_LUT4_SCALES(isa, ISA) lowbit_lut4_scales_ukernel lowbit_lut4_scales_ukernel__##isa;
 #include "elementwise.inc"
 #define LOWBIT_LUT4_ARRANGE(from, to, isa)                                                         \
     lowbit_lut4_arrange_ukernel lowbit_lut4_arrange_ukernel_##from##_##to##__##isa;

@@ -11,6 +11,7 @@
     RENAME(quantize, lowbit_lut4_quantize_ukernel_##type##__##isa)
 #define LOWBIT_LUT4_DEQUANTIZE(type, isa, ISA)                                                     \
     RENAME(dequantize, lowbit_lut4_dequantize_ukernel_##type##__##isa)
+#define LOWBIT_LUT4_SCALES(isa, ISA) RENAME(scales, lowbit_lut4_scales_ukernel__##isa)
 #include "../../../kernels/cpu/lut4/elementwise.inc"
 
 #define LOWBIT_LUT4_ARRANGE(from, to, isa)                                                         \
