@@ -80,6 +80,8 @@ static size_t plan(struct linear *c, uint32_t isa, const struct lowbit_lut4_gemm
 
 size_t lowbit_lut4_linear_workspace_size(size_t m, size_t n, size_t k, size_t max_tasks) {
     const uint32_t isa = lowbit_cpu_isa();
+    if (!isa)
+        return 0;
     struct linear c;
     size_t most = 0;
     for (int bf16 = 0; bf16 < 2; bf16++) {
@@ -96,6 +98,8 @@ size_t lowbit_lut4_linear_workspace_size(size_t m, size_t n, size_t k, size_t ma
 
 const char *lowbit_lut4_linear_ukernel(lowbit_dtype x, size_t m, size_t k, size_t blocksize) {
     const uint32_t isa = lowbit_cpu_isa();
+    if (!isa)
+        return NULL;
     const struct lowbit_lut4_gemm *gemm = lowbit_lut4_select_gemm(isa, x, m, k, blocksize);
     if (gemm)
         return gemm->name;

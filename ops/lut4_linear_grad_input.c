@@ -52,8 +52,11 @@ size_t lowbit_lut4_linear_grad_input_workspace_size(size_t m, size_t n, size_t k
                                                     size_t max_tasks) {
     struct grad_input c;
     (void)k;
-    const size_t fp32 = plan(&c, lowbit_cpu_isa(), false, m, n, max_tasks, NULL);
-    const size_t bf16 = plan(&c, lowbit_cpu_isa(), true, m, n, max_tasks, NULL);
+    const uint32_t isa = lowbit_cpu_isa();
+    if (!isa)
+        return 0;
+    const size_t fp32 = plan(&c, isa, false, m, n, max_tasks, NULL);
+    const size_t bf16 = plan(&c, isa, true, m, n, max_tasks, NULL);
     return fp32 > bf16 ? fp32 : bf16;
 }
 
