@@ -130,8 +130,7 @@ lowbit_status lowbit_check_executor(const char *op, const lowbit_executor *execu
     if (!lowbit_cpu_isa())
         return lowbit_fail(LOWBIT_INVALID_ARGUMENT,
                            "%s: the environment variable LOWBIT_CPU_ISA is \"%s\", expected "
-                           "scalar, avx2, avx512vnni "
-                           "or amx",
+                           "scalar, avx2, avx512vnni, avx512bf16 or amx",
                            op, getenv("LOWBIT_CPU_ISA"));
     return LOWBIT_OK;
 }

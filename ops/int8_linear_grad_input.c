@@ -36,6 +36,8 @@ size_t lowbit_int8_linear_grad_input_workspace_size(size_t m, size_t n, size_t k
                                                     size_t max_tasks) {
     struct grad_input c;
     (void)k;
+    if (!lowbit_cpu_isa())
+        return 0;
     const size_t fp32 = plan(&c, false, m, n, max_tasks, NULL);
     const size_t bf16 = plan(&c, true, m, n, max_tasks, NULL);
     return fp32 > bf16 ? fp32 : bf16;

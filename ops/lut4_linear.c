@@ -143,6 +143,10 @@ static void run_tile(const struct linear *c, const struct scratch *scratch, size
     // While the scales are computed the memory need not rest.
     for (size_t i = 0; i < FETCH && i < n * (k / 2); i += 64)
         __builtin_prefetch(packed + i, 0, 2);
+    // In calls of like height: few rows alone are summed in another order, and a row's result must
+    // not depend on its place.
+    const size_t calls = (y->rows + c->gemm->mr - 1) / c->gemm->mr;
+    const size_t height = (y->rows + calls - 1) / calls;
     struct lowbit_lut4_gemm_args gemm = {
         .n = n,
         .k = k,
@@ -155,7 +159,7 @@ static void run_tile(const struct linear *c, const struct scratch *scratch, size
         .acc_stride = TILE_N,
     };
     for (size_t m = 0; m < y->rows; m += gemm.m) {
-        gemm.m = y->rows - m < c->gemm->mr ? y->rows - m : c->gemm->mr;
+        gemm.m = y->rows - m < height ? y->rows - m : height;
         gemm.x = (const char *)c->x + m * c->x_stride;
         gemm.acc = scratch->acc + m * TILE_N;
         c->gemm->run(&gemm);
@@ -190,7 +194,8 @@ static void fill(void *ctx, size_t task, size_t k0, size_t k, size_t n0, size_t 
             if (i + row + GROUP < n)
                 lowbit_lut4_prefetch(&c->args->weight, begin + GROUP * c->args->x->cols, k);
             uint32_t *to = (uint32_t *)scratch->rows + row * PANEL_K;
-            to[dwords - 1] = 0; // the upper half of an odd last pair
+            if (bf16 && k % 2)
+                to[k / 2] = 0; // the upper half of the last pair
             lowbit_lut4_read(&c->args->weight, &c->ukernels, c->product.gemm->type, begin, k,
                              scratch->scales, to);
         }

@@ -51,8 +51,8 @@ static size_t plan(struct grad_input *c, uint32_t isa, bool bf16, size_t m, size
 size_t lowbit_lut4_linear_grad_input_workspace_size(size_t m, size_t n, size_t k,
                                                     size_t max_tasks) {
     struct grad_input c;
-    (void)k;
     const uint32_t isa = lowbit_cpu_isa();
+    (void)k;
     if (!isa)
         return 0;
     const size_t fp32 = plan(&c, isa, false, m, n, max_tasks, NULL);

@@ -16,31 +16,32 @@ static const char op[] = "lut4_quantize";
 enum { PIECE = 1 << 14 }; // elements that one thread takes at a time: whole blocks
 
 struct quantize {
-    const lowbit_tensor *weight, *packed, *absmax;
+    const lowbit_tensor *weight, *codebook, *packed, *absmax;
     size_t blocksize, elements;
     lowbit_lut4_quantize_ukernel *ukernel;
     struct lowbit_lut4_levels levels;
     atomic_size_t next;
 };
 
-static struct lowbit_lut4_levels levels_of(const float *codebook) {
-    struct lowbit_lut4_levels levels;
+static void find_levels(void *arg, size_t task) {
+    struct quantize *c = arg;
+    const float *codebook = c->codebook->data;
     float sorted[16];
+    (void)task;
     for (uint8_t code = 0; code < 16; code++) { // by insertion: equal values keep their order
         size_t i = code;
         for (; i > 0 && sorted[i - 1] > codebook[code]; i--) {
             sorted[i] = sorted[i - 1];
-            levels.code[i] = levels.code[i - 1];
+            c->levels.code[i] = c->levels.code[i - 1];
         }
         sorted[i] = codebook[code];
-        levels.code[i] = code;
+        c->levels.code[i] = code;
     }
     for (size_t i = 0; i < 15; i++) {
-        levels.midpoint[i] = 0.5f * sorted[i] + 0.5f * sorted[i + 1];
+        c->levels.midpoint[i] = 0.5f * sorted[i] + 0.5f * sorted[i + 1];
         if (sorted[i] == sorted[i + 1])
-            levels.code[i + 1] = levels.code[i];
+            c->levels.code[i + 1] = c->levels.code[i];
     }
-    return levels;
 }
 
 static void quantize_pieces(void *arg, size_t task) {
@@ -63,7 +64,7 @@ lowbit_status lowbit_lut4_quantize(const lowbit_tensor *weight, const lowbit_ten
     LOWBIT_TRY(
         lowbit_check_contiguous(op, "weight", weight, LOWBIT_FLOAT_DTYPES, LOWBIT_ANY, LOWBIT_ANY));
     LOWBIT_TRY(lowbit_lut4_check_codebook(op, "codebook", codebook, 16));
-    LOWBIT_TRY(lowbit_lut4_check_blocksize(op, blocksize));
+    LOWBIT_TRY(lowbit_check_blocksize(op, blocksize));
     const size_t elements = weight->rows * weight->cols; // which lie in memory
     LOWBIT_TRY(
         lowbit_check_vector(op, "packed", packed, LOWBIT_UINT8_DTYPE, elements / 2 + elements % 2));
@@ -71,13 +72,14 @@ lowbit_status lowbit_lut4_quantize(const lowbit_tensor *weight, const lowbit_ten
                                    elements / blocksize + (elements % blocksize != 0)));
     struct quantize c = {
         .weight = weight,
+        .codebook = codebook,
         .packed = packed,
         .absmax = absmax,
         .blocksize = blocksize,
         .elements = elements,
         .ukernel = lowbit_lut4_select_ukernels(lowbit_cpu_isa()).quantize[weight->dtype],
-        .levels = levels_of(codebook->data),
     };
+    lowbit_parallel(executor, 1, find_levels, &c); // in the floating-point environment of a task
     const size_t pieces = elements / PIECE + 1;
     lowbit_parallel(executor, lowbit_task_count(executor, pieces, (double)elements * 0.5),
                     quantize_pieces, &c);

@@ -8,13 +8,6 @@
 
 enum { NESTED_BLOCK = 256 };
 
-lowbit_status lowbit_lut4_check_blocksize(const char *op, size_t blocksize) {
-    if (blocksize >= 32 && blocksize <= 4096 && (blocksize & (blocksize - 1)) == 0)
-        return LOWBIT_OK;
-    return lowbit_fail(LOWBIT_INVALID_ARGUMENT,
-                       "%s: blocksize is %zu, expected a power of two in 32..4096", op, blocksize);
-}
-
 lowbit_status lowbit_lut4_check_codebook(const char *op, const char *name,
                                          const lowbit_tensor *codebook, size_t values) {
     LOWBIT_TRY(lowbit_check_vector(op, name, codebook, LOWBIT_FLOAT32_DTYPE, values));
@@ -32,7 +25,7 @@ lowbit_status lowbit_lut4_check_weight(const char *op, const lowbit_lut4_weight 
     if (__builtin_mul_overflow(n, k, &elements))
         return lowbit_fail(LOWBIT_INVALID_ARGUMENT,
                            "%s: a weight of %zu x %zu is larger than the address space", op, n, k);
-    LOWBIT_TRY(lowbit_lut4_check_blocksize(op, w->blocksize));
+    LOWBIT_TRY(lowbit_check_blocksize(op, w->blocksize));
     const size_t blocks = elements / w->blocksize + (elements % w->blocksize != 0);
     LOWBIT_TRY(lowbit_check_vector(op, "packed", w->packed, LOWBIT_UINT8_DTYPE,
                                    elements / 2 + elements % 2));

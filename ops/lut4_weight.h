@@ -8,8 +8,7 @@
 
 #include "lut4_dispatch.h"
 
-// Rules that lut4 operators share.
-lowbit_status lowbit_lut4_check_blocksize(const char *op, size_t blocksize);
+// A codebook of so many finite values.
 lowbit_status lowbit_lut4_check_codebook(const char *op, const char *name,
                                          const lowbit_tensor *codebook, size_t values);
 

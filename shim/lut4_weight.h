@@ -9,7 +9,7 @@ namespace lowbit {
 
 inline size_t blocksize_of(const char *op, int64_t given) {
     if (given <= 0)
-        refuse(op, "blocksize", " is ", given, ", expected a power of two in 32..4096");
+        refuse(op, "blocksize", " is ", given, ", expected a power of two from 32 to 4096");
     return static_cast<size_t>(given);
 }
 

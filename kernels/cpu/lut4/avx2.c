@@ -171,7 +171,7 @@ LOWBIT_INLINE void arrange(enum lowbit_float type, size_t k, const void *x, floa
 LOWBIT_INLINE void multiply(const struct lowbit_lut4_gemm_args *a, size_t rows, size_t k,
                             bool first, __m256i bits, __m256 scales, __m256 sum[8]) {
     __m256 value = _mm256_castsi256_ps(bits);
-    if (rows > 4)
+    if (rows > 3)
         value = _mm256_mul_ps(value, scales);
     for (size_t m = 0; m < rows; m++) {
         const __m256 x = _mm256_load_ps((const float *)((const char *)a->x + m * a->x_stride) + k);
@@ -190,16 +190,16 @@ LOWBIT_INLINE void gemm_unit(const struct lowbit_lut4_gemm_args *a, size_t rows,
                       b1 = _mm256_shuffle_epi8(p->plane[1], index),
                       b2 = _mm256_shuffle_epi8(p->plane[2], index),
                       b3 = _mm256_shuffle_epi8(p->plane[3], index);
-        __m256 part[8], *sum = rows > 4 ? total : part;
+        __m256 part[8], *sum = rows > 3 ? total : part;
         __m256i low = _mm256_unpacklo_epi8(b0, b1), high = _mm256_unpacklo_epi8(b2, b3);
         k += half * 32;
-        multiply(a, rows, k, rows <= 4, _mm256_unpacklo_epi16(low, high), scales, sum);
+        multiply(a, rows, k, rows <= 3, _mm256_unpacklo_epi16(low, high), scales, sum);
         multiply(a, rows, k + 8, false, _mm256_unpackhi_epi16(low, high), scales, sum);
         low = _mm256_unpackhi_epi8(b0, b1);
         high = _mm256_unpackhi_epi8(b2, b3);
         multiply(a, rows, k + 16, false, _mm256_unpacklo_epi16(low, high), scales, sum);
         multiply(a, rows, k + 24, false, _mm256_unpackhi_epi16(low, high), scales, sum);
-        if (rows <= 4)
+        if (rows <= 3)
             for (size_t m = 0; m < rows; m++)
                 total[m] = _mm256_fmadd_ps(part[m], scales, total[m]);
     }

@@ -4,7 +4,7 @@
 // A weight of 4-bit codes is one flat sequence of elements, row after row. Element i has its code in
 // byte i / 2, in the high nibble when i is even, and belongs to block i / blocksize, whose scale it
 // is multiplied by: w_i = codebook[code_i] * s[i / blocksize], in fp32. A blocksize is a power of two
-// in 32..4096.
+// from 32 to 4096.
 //
 // A micro-kernel trusts its caller: sizes and pointers are valid, pointers do not overlap, and the
 // floating-point environment is the default one (round to nearest, no flush to zero). None reads or
@@ -70,7 +70,7 @@ typedef void lowbit_lut4_arrange_ukernel(size_t k, const void *x, void *y);
 // gemm: acc[m][n] = sum over k of x[m][k] * w[n][k] for m <= MR rows of x and n <= 16 rows of the
 // weight, in fp32. k is a multiple of blocksize, so that every row starts with a block; blocksize is at
 // least the least that the table names. In bf16 gemms w is rounded to bf16 first and subnormal numbers
-// count as zero.
+// count as zero. For m > 3 the sums of a row do not depend on m.
 struct lowbit_lut4_gemm_args {
     size_t m, n, k;
     const void *x;         // arranged; row m starts x_stride bytes after row m - 1, 64-byte aligned

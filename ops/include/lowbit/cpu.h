@@ -29,8 +29,8 @@ enum {
 LOWBIT_API uint32_t lowbit_cpu_isa(void);
 
 // Caps the level for the whole process from now on, as LOWBIT_CPU_ISA does; null lifts any cap.
-// For tests and measurements: int8_linear and all else but int8_linear_grad_input for bfloat16 give
-// the same bits at every level.
+// For tests and measurements: all but lut4_linear and, for bfloat16, the gradients give the same bits
+// at every level.
 LOWBIT_API lowbit_status lowbit_cpu_isa_cap(const char *level);
 
 // "scalar", "avx2", ... for one LOWBIT_ISA_ bit; null for anything else.

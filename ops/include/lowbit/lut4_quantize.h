@@ -23,7 +23,7 @@ extern "C" {
 //
 //   weight     float32, float16 or bfloat16 [N, K], contiguous
 //   codebook   float32 [16], finite, in any order
-//   blocksize  a power of two in 32..4096
+//   blocksize  a power of two from 32 to 4096
 //   packed     uint8 [ceil(N * K / 2)], contiguous: the layout of lut4_weight.h. After an odd number of
 //              elements the last low nibble is the code of 0.
 //   absmax     float32 [ceil(N * K / blocksize)], contiguous

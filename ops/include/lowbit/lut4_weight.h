@@ -30,7 +30,7 @@ typedef struct lowbit_lut4_weight {
     const lowbit_tensor *packed;   // uint8 [ceil(N * K / 2)]
     const lowbit_tensor *absmax;   // float32 or uint8 [B]
     const lowbit_tensor *codebook; // float32 [16], finite, in any order
-    size_t blocksize;              // a power of two in 32..4096
+    size_t blocksize;              // a power of two from 32 to 4096
 
     // With uint8 absmax; null otherwise.
     const lowbit_tensor *nested_absmax;   // float32 [ceil(B / 256)]
