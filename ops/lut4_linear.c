@@ -141,8 +141,7 @@ static void run_tile(const struct linear *c, const struct scratch *scratch, size
     const size_t blocks = k / weight->blocksize;
     const uint8_t *packed = (const uint8_t *)weight->packed->data + n0 * (k / 2);
     // While the scales are computed the memory need not rest.
-    for (size_t i = 0; i < FETCH && i < n * (k / 2); i += 64)
-        __builtin_prefetch(packed + i, 0, 2);
+    lowbit_prefetch(packed, n * (k / 2) < FETCH ? n * (k / 2) : FETCH);
     // In calls of like height: few rows alone are summed in another order, and a row's result must
     // not depend on its place.
     const size_t calls = (y->rows + c->gemm->mr - 1) / c->gemm->mr;
@@ -185,6 +184,7 @@ static void fill(void *ctx, size_t task, size_t k0, size_t k, size_t n0, size_t 
                  size_t stride) {
     const struct linear *c = ctx;
     const struct scratch *scratch = &c->scratch[task];
+    const uint8_t *packed = c->args->weight.packed->data;
     const bool bf16 = c->product.gemm->type == LOWBIT_BFLOAT16;
     const size_t dwords = bf16 ? (k + 1) / 2 : k;
     for (size_t i = 0; i < n; i += GROUP) {
@@ -192,7 +192,7 @@ static void fill(void *ctx, size_t task, size_t k0, size_t k, size_t n0, size_t 
         for (size_t row = 0; row < rows; row++) {
             const size_t begin = (n0 + i + row) * c->args->x->cols + k0;
             if (i + row + GROUP < n)
-                lowbit_lut4_prefetch(&c->args->weight, begin + GROUP * c->args->x->cols, k);
+                lowbit_prefetch(packed + (begin + GROUP * c->args->x->cols) / 2, k / 2);
             uint32_t *to = (uint32_t *)scratch->rows + row * PANEL_K;
             if (bf16 && k % 2)
                 to[k / 2] = 0; // the upper half of the last pair

@@ -80,10 +80,11 @@ static void fill(void *ctx, size_t task, size_t n0, size_t n, size_t k0, size_t 
     const lowbit_lut4_weight *weight = &c->args->weight;
     const struct scratch *scratch = &c->scratch[task];
     const size_t width = c->args->grad_input->cols;
+    const uint8_t *packed = weight->packed->data;
     if (c->product.gemm->type == LOWBIT_FLOAT32) {
         for (size_t i = 0; i < n; i++) {
             if (i + AHEAD < n)
-                lowbit_lut4_prefetch(weight, (n0 + i + AHEAD) * width + k0, k);
+                lowbit_prefetch(packed + ((n0 + i + AHEAD) * width + k0) / 2, k / 2);
             lowbit_lut4_read(weight, &c->ukernels, LOWBIT_FLOAT32, (n0 + i) * width + k0, k,
                              scratch->scales, (float *)panel + i * stride);
         }
@@ -92,7 +93,7 @@ static void fill(void *ctx, size_t task, size_t n0, size_t n, size_t k0, size_t 
     for (size_t i = 0; i < n; i += 2) {
         for (size_t j = 0; j < 2 && i + j < n; j++) {
             if (i + j + AHEAD < n)
-                lowbit_lut4_prefetch(weight, (n0 + i + j + AHEAD) * width + k0, k);
+                lowbit_prefetch(packed + ((n0 + i + j + AHEAD) * width + k0) / 2, k / 2);
             lowbit_lut4_read(weight, &c->ukernels, LOWBIT_BFLOAT16, (n0 + i + j) * width + k0, k,
                              scratch->scales, scratch->rows[j]);
         }

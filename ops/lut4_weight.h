@@ -27,13 +27,6 @@ const float *lowbit_lut4_scales(const lowbit_lut4_weight *weight,
                                 const struct lowbit_lut4_ukernels *ukernels, size_t first,
                                 size_t count, float *buffer);
 
-// Asks for n elements from element `begin` on, which are read soon: rows lie too far apart for the
-// processor to see what comes next.
-static inline void lowbit_lut4_prefetch(const lowbit_lut4_weight *weight, size_t begin, size_t n) {
-    for (size_t i = 0; i < n / 2; i += 64)
-        __builtin_prefetch((const char *)weight->packed->data + begin / 2 + i);
-}
-
 // n elements from element `begin` on, rounded to type, a float. buffer holds
 // lowbit_lut4_most_scales(n) floats.
 void lowbit_lut4_read(const lowbit_lut4_weight *weight, const struct lowbit_lut4_ukernels *ukernels,
