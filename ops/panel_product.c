@@ -91,7 +91,9 @@ static void prepare_rows(void *arg, size_t task) {
 static void multiply(const struct run *run, const struct lowbit_panel_scratch *scratch, size_t r0,
                      size_t r, size_t c) {
     const struct lowbit_panel_product *p = run->plan;
-    const size_t mr = p->gemm->mr;
+    // Groups of equal height: a last one of few rows runs at half speed. Tiles are taken whole.
+    const size_t groups = (run->m + p->gemm->mr - 1) / p->gemm->mr;
+    const size_t mr = p->gemm->mr % 16 ? (run->m + groups - 1) / groups : p->gemm->mr;
     for (size_t m0 = 0; m0 < run->m; m0 += mr) {
         float *sum = scratch->sum + m0 * TILE;
         const struct lowbit_dense_gemm_args gemm = {
