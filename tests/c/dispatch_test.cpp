@@ -4,8 +4,11 @@
 #include "../../ops/blockwise_dispatch.h"
 #include "../../ops/dense_dispatch.h"
 #include "../../ops/int8_dispatch.h"
+#include "../../ops/lut4_dispatch.h"
 
 #include "lowbit/cpu.h"
+
+#include "../../kernels/cpu/common/floats.h"
 
 #include <gtest/gtest.h>
 
@@ -279,6 +282,125 @@ TEST(Dispatch, ChoosesTheFirstOfTheBlockwiseKernels) {
 #define LOWBIT_BLOCKWISE_DEQUANTIZE(type, isa, ISA)                                                \
     dequantize[type].offer(ISA, lowbit_blockwise_dequantize_ukernel_##type##__##isa);
 #include "../../kernels/cpu/blockwise/blockwise.inc"
+        for (int type = f32; type <= bf16; type++) {
+            EXPECT_EQ(have.quantize[type], quantize[type].function);
+            EXPECT_EQ(have.dequantize[type], dequantize[type].function);
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+
+struct Lut4Row {
+    std::string name, isa_name, arrange;
+    uint32_t isa;
+    lowbit_float type;
+    size_t mr, nr, m_min, m_max, least_blocksize;
+    lowbit_lut4_gemm_ukernel *run;
+
+    // A gemm of floats takes x of every type, one of bf16 numbers only that.
+    bool serves(uint32_t mask, lowbit_float x, size_t m, size_t k, size_t blocksize) const {
+        return isa & mask && (type == f32 || x == type) && m >= m_min && m <= m_max &&
+               blocksize >= least_blocksize && k % blocksize == 0;
+    }
+};
+
+const Lut4Row lut4_rows[] = {
+#define LOWBIT_LUT4_GEMM(type, mr, nr, isa, ISA, m_min, m_max, blocksize, arrange)                 \
+    {#type "_" #mr "x" #nr "__" #isa,                                                              \
+     #isa,                                                                                         \
+     #arrange,                                                                                     \
+     ISA,                                                                                          \
+     type,                                                                                         \
+     mr,                                                                                           \
+     nr,                                                                                           \
+     m_min,                                                                                        \
+     m_max,                                                                                        \
+     blocksize,                                                                                    \
+     lowbit_lut4_gemm_ukernel_##type##_##mr##x##nr##__##isa},
+#include "../../kernels/cpu/lut4/gemm.inc"
+};
+
+TEST(Lut4Table, RowsAgreeWithTheirNames) {
+    std::set<std::string> names, arranges;
+#define LOWBIT_LUT4_ARRANGE(from, to, isa)                                                         \
+    EXPECT_TRUE(arranges.insert(#from "_" #to "__" #isa).second) << "two rows of one name";
+#include "../../kernels/cpu/lut4/gemm.inc"
+    for (const Lut4Row &row : lut4_rows) {
+        SCOPED_TRACE(row.name);
+        EXPECT_TRUE(names.insert(row.name).second) << "two rows of one name";
+        ASSERT_NE(lowbit_cpu_isa_name(row.isa), nullptr);
+        EXPECT_EQ(row.isa_name, lowbit_cpu_isa_name(row.isa));
+        EXPECT_EQ(row.nr, (size_t)LOWBIT_LUT4_TILE_N);
+        EXPECT_GE(row.m_min, 1u);
+        EXPECT_LE(row.m_min, row.m_max);
+        EXPECT_GE(row.least_blocksize, 32u);
+        EXPECT_LE(row.least_blocksize, 4096u);
+        EXPECT_EQ(row.least_blocksize & (row.least_blocksize - 1), 0u);
+        EXPECT_NE(row.type, f16) << "products are those of floats or bf16 numbers";
+        for (const char *from : {"f32", "f16", "bf16"})
+            EXPECT_TRUE(arranges.count(std::string(from) + "_f32__" + row.arrange) ||
+                        (row.type == bf16 && arranges.count("bf16_bf16__" + row.arrange)))
+                << "no arrange for " << from;
+    }
+}
+
+TEST(Lut4Table, EverySignatureHasEveryTypeInPlainC) {
+    std::set<std::string> names;
+#define LOWBIT_LUT4_QUANTIZE(type, isa, ISA) LOWBIT_NAME(quantize, type, isa, ISA)
+#define LOWBIT_LUT4_DEQUANTIZE(type, isa, ISA) LOWBIT_NAME(dequantize, type, isa, ISA)
+#include "../../kernels/cpu/lut4/elementwise.inc"
+    for (const char *signature : {"quantize", "dequantize"})
+        for (const char *type : {"f32", "f16", "bf16"})
+            EXPECT_TRUE(names.count(std::string(signature) + "_" + type + "__scalar"))
+                << signature << " " << type;
+}
+
+TEST(Dispatch, ChoosesTheFirstLut4GemmThatServes) {
+    std::set<std::string> chosen;
+    for (uint32_t mask : masks())
+        for (lowbit_float x : {f32, f16, bf16})
+            for (size_t m = 0; m <= 100; m++)
+                for (size_t blocksize = 32; blocksize <= 4096; blocksize *= 2)
+                    for (size_t k : {(size_t)0, (size_t)1, (size_t)64, blocksize / 2, 3 * blocksize,
+                                     5 * blocksize + 1}) {
+                        const Lut4Row *want = lut4_rows;
+                        while (want != std::end(lut4_rows) &&
+                               !want->serves(mask, x, m, k, blocksize))
+                            want++;
+                        const lowbit_lut4_gemm *have =
+                            lowbit_lut4_select_gemm(mask, (lowbit_dtype)x, m, k, blocksize);
+                        ASSERT_EQ(have == nullptr, want == std::end(lut4_rows))
+                            << "mask " << mask << ", m " << m << ", k " << k << ", blocks of "
+                            << blocksize;
+                        if (!have)
+                            continue;
+                        ASSERT_EQ(have->name, want->name) << "mask " << mask << ", m " << m;
+                        ASSERT_EQ(have->isa, want->isa);
+                        ASSERT_EQ((int)have->type, (int)want->type);
+                        ASSERT_EQ(have->mr, want->mr);
+                        ASSERT_EQ(have->nr, want->nr);
+                        ASSERT_EQ(have->m_min, want->m_min);
+                        ASSERT_EQ(have->m_max, want->m_max);
+                        ASSERT_EQ(have->least_blocksize, want->least_blocksize);
+                        ASSERT_EQ(have->run, want->run);
+                        ASSERT_NE(have->arrange[x], nullptr);
+                        chosen.insert(have->name);
+                    }
+    for (const Lut4Row &row : lut4_rows)
+        EXPECT_TRUE(chosen.count(row.name)) << row.name << " never runs";
+}
+
+TEST(Dispatch, ChoosesTheFirstOfTheOtherLut4Kernels) {
+    for (uint32_t mask : masks()) {
+        const lowbit_lut4_ukernels have = lowbit_lut4_select_ukernels(mask);
+        Chosen<lowbit_lut4_quantize_ukernel> quantize[] = {{mask}, {mask}, {mask}};
+        Chosen<lowbit_lut4_dequantize_ukernel> dequantize[] = {{mask}, {mask}, {mask}};
+#define LOWBIT_LUT4_QUANTIZE(type, isa, ISA)                                                       \
+    quantize[type].offer(ISA, lowbit_lut4_quantize_ukernel_##type##__##isa);
+#define LOWBIT_LUT4_DEQUANTIZE(type, isa, ISA)                                                     \
+    dequantize[type].offer(ISA, lowbit_lut4_dequantize_ukernel_##type##__##isa);
+#include "../../kernels/cpu/lut4/elementwise.inc"
         for (int type = f32; type <= bf16; type++) {
             EXPECT_EQ(have.quantize[type], quantize[type].function);
             EXPECT_EQ(have.dequantize[type], dequantize[type].function);

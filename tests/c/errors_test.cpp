@@ -26,9 +26,10 @@ struct Argument {
     unsigned dtypes; // accepted
     char rows, cols; // as size_of reads them
     Kind kind;
+    int given = LOWBIT_FLOAT32; // the least dtype that a valid call here gives it
 
     lowbit_dtype dtype() const {
-        int first = 0;
+        int first = given;
         while (!(dtypes >> first & 1))
             first++;
         return (lowbit_dtype)first;
@@ -42,14 +43,16 @@ struct Operator {
     std::vector<Argument> arguments;
     size_t (*workspace_size)(size_t m, size_t n, size_t k, size_t max_tasks); // null: takes none
     lowbit_status (*run)(const Call &);
+    const char *label = ""; // tells operators of one name apart
 };
 
 // How GoogleTest prints a parameter.
 void PrintTo(const Operator &op, std::ostream *out) {
-    *out << op.name;
+    *out << op.name << op.label;
 }
 
-// M, N, K, 1; E = 32 N + K elements in B blocks of 32; C values of a codebook.
+// M, N, K, 1; E = 32 N + K elements in B blocks of 32; C or V values of a codebook. N * K codes of 4
+// bits are P bytes and S blocks of 32, whose scales are T blocks.
 size_t size_of(char letter, size_t m, size_t n, size_t k) {
     switch (letter) {
     case 'M': return m;
@@ -58,6 +61,10 @@ size_t size_of(char letter, size_t m, size_t n, size_t k) {
     case 'E': return 32 * n + k;
     case 'B': return n + (k + 31) / 32;
     case 'C': return 256;
+    case 'V': return 16;
+    case 'P': return (n * k + 1) / 2;
+    case 'S': return (n * k + 31) / 32;
+    case 'T': return ((n * k + 31) / 32 + 255) / 256;
     default: return 1;
     }
 }
@@ -106,6 +113,44 @@ struct Call {
         }
     }
 };
+
+// A 4-bit weight whose first argument is the one at first.
+lowbit_lut4_weight weight_of(const Call &c, size_t first, bool nested) {
+    const auto *a = c.arguments.data() + first;
+    return {a[0],
+            a[1],
+            a[2],
+            c.blocksize,
+            nested ? a[3] : nullptr,
+            nested ? a[4] : nullptr,
+            nested ? a[5] : nullptr};
+}
+
+lowbit_status run_lut4_dequantize(const Call &c, bool nested) {
+    const lowbit_lut4_weight weight = weight_of(c, 0, nested);
+    return lowbit_lut4_dequantize(&weight, c.arguments.back(), c.executor);
+}
+
+lowbit_status run_lut4_linear(const Call &c, bool nested) {
+    const size_t bias = c.arguments.size() - 2;
+    const lowbit_lut4_linear_args args{c.arguments[0], weight_of(c, 1, nested), c.arguments[bias],
+                                       c.arguments[bias + 1]};
+    return lowbit_lut4_linear(&args, c.executor, c.workspace, c.workspace_size);
+}
+
+lowbit_status run_lut4_linear_grad_input(const Call &c, bool nested) {
+    const lowbit_lut4_linear_grad_input_args args{c.arguments[0], weight_of(c, 1, nested),
+                                                  c.arguments.back()};
+    return lowbit_lut4_linear_grad_input(&args, c.executor, c.workspace, c.workspace_size);
+}
+
+const Argument packed = {"packed", UINT8, 'P', '1', contiguous_input};
+const Argument absmax = {"absmax", FLOAT32 | UINT8, 'S', '1', contiguous_input};
+const Argument absmax_codes = {"absmax", FLOAT32 | UINT8, 'S', '1', contiguous_input, LOWBIT_UINT8};
+const Argument codebook16 = {"codebook", FLOAT32, 'V', '1', contiguous_input};
+const Argument nested_absmax = {"nested_absmax", FLOAT32, 'T', '1', contiguous_input};
+const Argument nested_codebook = {"nested_codebook", FLOAT32, 'C', '1', contiguous_input};
+const Argument nested_offset = {"nested_offset", FLOAT32, '1', '1', contiguous_input};
 
 const Operator operators[] = {
     {"blockwise_quantize",
@@ -191,11 +236,78 @@ const Operator operators[] = {
          const lowbit_int8_linear_grad_input_args args{a[0], a[1], a[2], a[3], a[4]};
          return lowbit_int8_linear_grad_input(&args, c.executor, c.workspace, c.workspace_size);
      }},
+    {"lut4_quantize",
+     {{"weight", FLOATS, 'N', 'K', contiguous_input},
+      codebook16,
+      {"packed", UINT8, 'P', '1', output},
+      {"absmax", FLOAT32, 'S', '1', output}},
+     nullptr,
+     [](const Call &c) {
+         const auto &a = c.arguments;
+         return lowbit_lut4_quantize(a[0], a[1], c.blocksize, a[2], a[3], c.executor);
+     }},
+    {"lut4_dequantize",
+     {packed, absmax, codebook16, {"out", FLOATS, 'N', 'K', output}},
+     nullptr,
+     [](const Call &c) { return run_lut4_dequantize(c, false); }},
+    {"lut4_dequantize",
+     {packed,
+      absmax_codes,
+      codebook16,
+      nested_absmax,
+      nested_codebook,
+      nested_offset,
+      {"out", FLOATS, 'N', 'K', output}},
+     nullptr,
+     [](const Call &c) { return run_lut4_dequantize(c, true); },
+     "_nested"},
+    {"lut4_linear",
+     {{"x", FLOATS, 'M', 'K', input},
+      packed,
+      absmax,
+      codebook16,
+      {"bias", FLOATS, 'N', '1', optional_input},
+      {"y", FLOATS, 'M', 'N', output}},
+     lowbit_lut4_linear_workspace_size,
+     [](const Call &c) { return run_lut4_linear(c, false); }},
+    {"lut4_linear",
+     {{"x", FLOATS, 'M', 'K', input},
+      packed,
+      absmax_codes,
+      codebook16,
+      nested_absmax,
+      nested_codebook,
+      nested_offset,
+      {"bias", FLOATS, 'N', '1', optional_input},
+      {"y", FLOATS, 'M', 'N', output}},
+     lowbit_lut4_linear_workspace_size,
+     [](const Call &c) { return run_lut4_linear(c, true); },
+     "_nested"},
+    {"lut4_linear_grad_input",
+     {{"grad_output", FLOATS, 'M', 'N', input},
+      packed,
+      absmax,
+      codebook16,
+      {"grad_input", FLOATS, 'M', 'K', output}},
+     lowbit_lut4_linear_grad_input_workspace_size,
+     [](const Call &c) { return run_lut4_linear_grad_input(c, false); }},
+    {"lut4_linear_grad_input",
+     {{"grad_output", FLOATS, 'M', 'N', input},
+      packed,
+      absmax_codes,
+      codebook16,
+      nested_absmax,
+      nested_codebook,
+      nested_offset,
+      {"grad_input", FLOATS, 'M', 'K', output}},
+     lowbit_lut4_linear_grad_input_workspace_size,
+     [](const Call &c) { return run_lut4_linear_grad_input(c, true); },
+     "_nested"},
 };
 
 const Operator &operator_named(const std::string &name) {
     for (const Operator &op : operators)
-        if (op.name == name)
+        if (std::string(op.name) + op.label == name)
             return op;
     throw std::invalid_argument(name);
 }
@@ -219,8 +331,9 @@ class Errors : public testing::TestWithParam<Operator> {
     }
 };
 
-INSTANTIATE_TEST_SUITE_P(, Errors, testing::ValuesIn(operators),
-                         [](const auto &info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(, Errors, testing::ValuesIn(operators), [](const auto &info) {
+    return std::string(info.param.name) + info.param.label;
+});
 
 bool any(const Argument &) {
     return true;
@@ -266,7 +379,8 @@ TEST_P(Errors, OffsetAndAbsmaxDiffer) {
 }
 
 // Of the sizes M, N and K each stands in two arguments or more: whichever is wrong, one of them is
-// named, with the size it has and the size the other has.
+// named, with the size it has and the size the other has. Only the product of N and K stands in a 4-bit
+// weight, which is what is named then.
 TEST_P(Errors, SizesDisagree) {
     for (size_t i = 0; i < op.arguments.size(); i++)
         for (size_t lowbit_tensor::*size : {&lowbit_tensor::rows, &lowbit_tensor::cols})
@@ -276,7 +390,13 @@ TEST_P(Errors, SizesDisagree) {
                 const std::string before = std::to_string(tensor.*size);
                 tensor.*size += change;
                 tensor.stride = tensor.cols;
-                call.expect_refused({" has ", before, std::to_string(tensor.*size), ", expected "});
+                const Argument &argument = op.arguments[i];
+                if (std::string(op.name).substr(0, 4) == "lut4" && is_matrix(argument) &&
+                    (size == &lowbit_tensor::cols || argument.rows == 'N'))
+                    call.expect_refused({"packed has 10 rows, expected "});
+                else
+                    call.expect_refused(
+                        {" has ", before, std::to_string(tensor.*size), ", expected "});
             }
 }
 
@@ -285,8 +405,16 @@ TEST_P(Errors, StrideBelowColumns) {
 }
 
 TEST_P(Errors, NotContiguous) {
-    each([](const Argument &a) { return a.kind == contiguous_input || a.cols == '1'; },
-         [](lowbit_tensor &t) { t.stride++; }, {"stride", "contiguous"});
+    for (size_t i = 0; i < op.arguments.size(); i++) {
+        Call call(op, 3, 300, 64);
+        const Argument &argument = op.arguments[i];
+        if ((argument.kind != contiguous_input && argument.cols != '1' &&
+             op.name != std::string("lut4_dequantize")) ||
+            call.tensors[i].rows == 1)
+            continue;
+        call.tensors[i].stride++;
+        call.expect_refused({argument.name, "stride", "contiguous"});
+    }
 }
 
 TEST_P(Errors, NoData) {
@@ -343,7 +471,8 @@ TEST(ErrorsOf, Threshold) {
 }
 
 TEST(ErrorsOf, Blocksize) {
-    for (const char *name : {"blockwise_quantize", "blockwise_dequantize"})
+    for (const char *name : {"blockwise_quantize", "blockwise_dequantize", "lut4_quantize",
+                             "lut4_dequantize", "lut4_linear", "lut4_linear_grad_input"})
         for (size_t blocksize : {(size_t)0, (size_t)1, (size_t)16, (size_t)33, (size_t)48,
                                  (size_t)8192, (size_t)1 << 32, SIZE_MAX}) {
             Call call(operator_named(name));
@@ -375,6 +504,61 @@ TEST(ErrorsOf, Codebook) {
             }
 }
 
+// Values of a lut4 codebook may stand in any order, but have to be finite.
+TEST(ErrorsOf, Lut4Codebooks) {
+    for (const Operator &op : operators)
+        for (size_t argument = 0; argument < op.arguments.size(); argument++)
+            for (bool hostile : {false, true}) {
+                const std::string name = op.arguments[argument].name;
+                if (std::string(op.name).substr(0, 4) != "lut4" ||
+                    name.find("codebook") == std::string::npos)
+                    continue;
+                Call call(op);
+                const size_t last = call.tensors[argument].rows - 1;
+                for (size_t i : {(size_t)0, last / 2, last}) {
+                    float &value = ((float *)call.tensors[argument].data)[i];
+                    const HostileEnvironment environment(hostile);
+                    for (float bad : {NAN, -NAN, INFINITY, -INFINITY}) {
+                        value = bad;
+                        call.expect_refused(
+                            {name + " holds NaN or infinity at " + std::to_string(i),
+                             "expected finite values"});
+                    }
+                    value = i % 2 ? FLT_MAX : -FLT_TRUE_MIN;
+                }
+                EXPECT_EQ(call.run(), LOWBIT_OK) << lowbit_last_error();
+            }
+}
+
+TEST(ErrorsOf, NestedScalesOfFloats) {
+    for (const char *name :
+         {"lut4_dequantize_nested", "lut4_linear_nested", "lut4_linear_grad_input_nested"}) {
+        Call call(operator_named(name), 3, 4, 32);
+        for (size_t i = 0; i < call.arguments.size(); i++) {
+            const std::string argument = call.op.arguments[i].name;
+            if (argument == "absmax")
+                call.tensors[i] = {call.tensors[i - 1].data, LOWBIT_FLOAT32, 4, 1, 1}; // of packed
+            else if (argument.find("nested") == 0) {
+                call.expect_refused({argument + " is given with float32 absmax",
+                                     "expected uint8 absmax or none of nested_absmax, "
+                                     "nested_codebook and nested_offset"});
+                call.arguments[i] = nullptr;
+            }
+        }
+        EXPECT_EQ(call.run(), LOWBIT_OK) << lowbit_last_error();
+    }
+}
+
+TEST(ErrorsOf, Lut4WeightLargerThanTheAddressSpace) {
+    const size_t large = (size_t)1 << 40;
+    for (const char *name : {"lut4_linear", "lut4_linear_grad_input"}) {
+        Call call(operator_named(name), 0, 1, 1);
+        call.tensors.front().cols = call.tensors.back().cols = large;
+        call.expect_refused({"a weight of " + std::to_string(large) + " x " +
+                             std::to_string(large) + " is larger than the address space"});
+    }
+}
+
 TEST(ErrorsOf, TooManyColumns) {
     const std::pair<const char *, size_t> limits[] = {{"int8_matmul", LOWBIT_INT8_MATMUL_MAX_K},
                                                       {"int8_linear", LOWBIT_INT8_LINEAR_MAX_K}};
@@ -387,7 +571,8 @@ TEST(ErrorsOf, TooManyColumns) {
 }
 
 TEST(ErrorsOf, Workspace) {
-    for (const char *name : {"int8_matmul", "int8_linear", "int8_linear_grad_input"}) {
+    for (const char *name : {"int8_matmul", "int8_linear", "int8_linear_grad_input", "lut4_linear",
+                             "lut4_linear_grad_input"}) {
         const Operator &op = operator_named(name);
         Call small(op), none(op), misaligned(op);
         const std::string needed = "expected " + std::to_string(small.workspace_size);
@@ -406,6 +591,12 @@ TEST(ErrorsOf, NullArgs) {
     EXPECT_STREQ(lowbit_last_error(), "int8_linear: args is null");
     EXPECT_EQ(lowbit_int8_linear_grad_input(nullptr, nullptr, nullptr, 0), LOWBIT_INVALID_ARGUMENT);
     EXPECT_STREQ(lowbit_last_error(), "int8_linear_grad_input: args is null");
+    EXPECT_EQ(lowbit_lut4_linear(nullptr, nullptr, nullptr, 0), LOWBIT_INVALID_ARGUMENT);
+    EXPECT_STREQ(lowbit_last_error(), "lut4_linear: args is null");
+    EXPECT_EQ(lowbit_lut4_linear_grad_input(nullptr, nullptr, nullptr, 0), LOWBIT_INVALID_ARGUMENT);
+    EXPECT_STREQ(lowbit_last_error(), "lut4_linear_grad_input: args is null");
+    EXPECT_EQ(lowbit_lut4_dequantize(nullptr, nullptr, nullptr), LOWBIT_INVALID_ARGUMENT);
+    EXPECT_STREQ(lowbit_last_error(), "lut4_dequantize: weight is null");
 }
 
 // Only the last of many rows does not fit, and the others may be done before it is met.
@@ -460,8 +651,10 @@ TEST_F(EnvironmentVariable, UnknownWordFailsEveryOperator) {
             setenv("LOWBIT_CPU_ISA", "avx3", 1);
             EXPECT_EQ(lowbit_cpu_isa(), 0u);
             EXPECT_EQ(lowbit_int8_linear_ukernel(1, 1), nullptr);
+            EXPECT_EQ(lowbit_lut4_linear_ukernel(LOWBIT_FLOAT32, 1, 64, 64), nullptr);
             for (const Operator &op : operators)
-                Call(op).expect_refused({"LOWBIT_CPU_ISA", "\"avx3\"", "scalar, avx2"});
+                Call(op).expect_refused(
+                    {"LOWBIT_CPU_ISA", "\"avx3\"", "scalar, avx2, avx512vnni, avx512bf16 or amx"});
             std::fprintf(stderr, "all refused\n");
             std::exit(testing::Test::HasFailure());
         },

@@ -314,3 +314,109 @@ void reference_blockwise_dequantize(const lowbit_tensor *q, const lowbit_tensor 
                       ((const float *)codebook->data)[((const uint8_t *)q->data)[i]] *
                           reference_get(absmax, i / blocksize, 0));
 }
+
+// Of values sorted with their codes, equal ones by code.
+struct level {
+    float value;
+    uint8_t code;
+};
+
+static int by_value(const void *a, const void *b) {
+    const struct level *x = a, *y = b;
+    return x->value != y->value ? (x->value > y->value) - (x->value < y->value) : x->code - y->code;
+}
+
+static uint8_t nearest_level(const struct level *levels, float v) {
+    int below = 0;
+    for (int j = 0; j < 15; j++)
+        below += 0.5f * levels[j].value + 0.5f * levels[j + 1].value < v;
+    while (below > 0 && levels[below - 1].value == levels[below].value)
+        below--;
+    return levels[below].code;
+}
+
+static void set_code(uint8_t *packed, size_t i, uint8_t code) {
+    if (i % 2)
+        packed[i / 2] = (uint8_t)(packed[i / 2] | code);
+    else
+        packed[i / 2] = (uint8_t)(code << 4);
+}
+
+void reference_lut4_quantize(const lowbit_tensor *weight, const lowbit_tensor *codebook,
+                             size_t blocksize, const lowbit_tensor *packed,
+                             const lowbit_tensor *absmax) {
+    const size_t elements = weight->rows * weight->cols;
+    struct level levels[16];
+    for (uint8_t code = 0; code < 16; code++)
+        levels[code] = (struct level){((const float *)codebook->data)[code], code};
+    qsort(levels, 16, sizeof *levels, by_value);
+    for (size_t begin = 0; begin < elements; begin += blocksize) {
+        const size_t end = elements - begin < blocksize ? elements : begin + blocksize;
+        float a = 0;
+        for (size_t i = begin; i < end; i++)
+            if (isfinite(reference_get(weight, 0, i)))
+                a = fmaxf(a, fabsf(reference_get(weight, 0, i)));
+        reference_set(absmax, begin / blocksize, 0, a);
+        const float inv = a >= 0x1p-126f ? 1 / a : 0;
+        for (size_t i = begin; i < end; i++) {
+            const float value = reference_get(weight, 0, i);
+            set_code(packed->data, i, nearest_level(levels, isfinite(value) ? value * inv : 0));
+        }
+    }
+    if (elements % 2)
+        set_code(packed->data, elements, nearest_level(levels, 0));
+}
+
+static float lut4_scale(const lowbit_lut4_weight *w, size_t block) {
+    if (w->absmax->dtype == LOWBIT_FLOAT32)
+        return ((const float *)w->absmax->data)[block];
+    const float product =
+        ((const float *)w->nested_codebook->data)[((const uint8_t *)w->absmax->data)[block]] *
+        ((const float *)w->nested_absmax->data)[block / 256];
+    return product + *(const float *)w->nested_offset->data;
+}
+
+float reference_lut4_element(const lowbit_lut4_weight *w, size_t i) {
+    const uint8_t byte = ((const uint8_t *)w->packed->data)[i / 2];
+    return ((const float *)w->codebook->data)[i % 2 ? byte & 15 : byte >> 4] *
+           lut4_scale(w, i / w->blocksize);
+}
+
+void reference_lut4_dequantize(const lowbit_lut4_weight *weight, const lowbit_tensor *out) {
+    for (size_t n = 0; n < out->rows; n++)
+        for (size_t k = 0; k < out->cols; k++)
+            reference_set(out, n, k, reference_lut4_element(weight, n * out->cols + k));
+}
+
+// w in fp32, or rounded to bf16.
+static double lut4_factor(const lowbit_lut4_weight *weight, size_t i, bool bf16) {
+    const float w = reference_lut4_element(weight, i);
+    return bf16 ? reference_from_half(LOWBIT_BFLOAT16, reference_to_half(LOWBIT_BFLOAT16, w)) : w;
+}
+
+static void add_product(struct reference_sum *sum, double a, double b) {
+    sum->value += a * b;
+    sum->magnitude += fabs(a * b);
+}
+
+struct reference_sum reference_lut4_linear(const lowbit_lut4_linear_args *args, size_t m, size_t n,
+                                           bool bf16) {
+    struct reference_sum sum = {0, 0};
+    const size_t k_size = args->x->cols;
+    for (size_t k = 0; k < k_size; k++)
+        add_product(&sum, reference_get(args->x, m, k),
+                    lut4_factor(&args->weight, n * k_size + k, bf16));
+    if (args->bias)
+        add_product(&sum, reference_get(args->bias, n, 0), 1);
+    return sum;
+}
+
+struct reference_sum
+reference_lut4_linear_grad_input(const lowbit_lut4_linear_grad_input_args *args, size_t m, size_t k,
+                                 bool bf16) {
+    struct reference_sum sum = {0, 0};
+    for (size_t n = 0; n < args->grad_output->cols; n++)
+        add_product(&sum, reference_get(args->grad_output, m, n),
+                    lut4_factor(&args->weight, n * args->grad_input->cols + k, bf16));
+    return sum;
+}

@@ -8,6 +8,9 @@
 
 #include "lowbit/int8_linear.h"
 #include "lowbit/int8_linear_grad_input.h"
+#include "lowbit/lut4_linear.h"
+#include "lowbit/lut4_linear_grad_input.h"
+#include "lowbit/lut4_weight.h"
 #include "lowbit/tensor.h"
 
 #include <stdbool.h>
@@ -51,6 +54,27 @@ void reference_int8_matmul(const lowbit_tensor *a, const lowbit_tensor *b,
 void reference_int8_linear(const lowbit_int8_linear_args *args);
 
 void reference_int8_linear_grad_input(const lowbit_int8_linear_grad_input_args *args);
+
+void reference_lut4_quantize(const lowbit_tensor *weight, const lowbit_tensor *codebook,
+                             size_t blocksize, const lowbit_tensor *packed,
+                             const lowbit_tensor *absmax);
+
+// w_i
+float reference_lut4_element(const lowbit_lut4_weight *weight, size_t i);
+
+void reference_lut4_dequantize(const lowbit_lut4_weight *weight, const lowbit_tensor *out);
+
+// The order of the sums of a 4-bit product is left open, so these two are no bits but float64: y[m, n]
+// or grad_input[m, k], and the sum of the magnitudes of its terms, which bounds the error. bf16: with
+// w rounded to bf16, as where a processor multiplies bf16 numbers.
+struct reference_sum {
+    double value, magnitude;
+};
+struct reference_sum reference_lut4_linear(const lowbit_lut4_linear_args *args, size_t m, size_t n,
+                                           bool bf16);
+struct reference_sum
+reference_lut4_linear_grad_input(const lowbit_lut4_linear_grad_input_args *args, size_t m, size_t k,
+                                 bool bf16);
 
 #ifdef __cplusplus
 }

@@ -119,6 +119,7 @@ class Floats {
     Floats(lowbit_float type, size_t count, GuardedBuffer::Side side = GuardedBuffer::at_end)
         : type_(type), count_(count), bytes_(count * lowbit_float_size(type), side) {}
 
+    lowbit_float type() const { return type_; }
     void *data() const { return bytes_.data(); }
     size_t size() const { return count_; }
     const Array<unsigned char> &bytes() const { return bytes_; }
