@@ -41,6 +41,7 @@ class Scale:
     batches: tuple[int, ...]
     llama: dict[str, int]
     lora: tuple[int, int]  # batch, tokens
+    loads: int
     seconds: float
     cold_bytes: int
 
@@ -69,6 +70,7 @@ FULL = Scale(
         "vocab_size": 32000,
     },
     lora=(2, 256),
+    loads=3,
     seconds=0.2,
     cold_bytes=max(256 * 2**20, 2 * machine.last_level_cache()),
 )
@@ -88,6 +90,7 @@ QUICK = Scale(
         "vocab_size": 512,
     },
     lora=(2, 8),
+    loads=1,
     seconds=0.005,
     cold_bytes=2**20,
 )
@@ -125,6 +128,7 @@ def main() -> None:
         "minilm": partial(models.minilm, bench, scale.batches, TOKENS),
         "llama": partial(models.llama, bench, bits, scale.llama, scale.many_rows),
         "lora": partial(models.lora, bench, bits, scale.llama, *scale.lora),
+        "load": partial(models.load, bench, bits, scale.llama, scale.loads),
     }
     described = machine.describe()
     console.print(_description(described))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 SECTIONS = (
     *("linear", "quantize", "grad", "sweep", "outliers"),
-    *("minilm", "llama", "lora"),
+    *("minilm", "llama", "lora", "load"),
 )
 BITS = (8, 4)
 DEFAULT_THREADS = (1, 2) if (os.cpu_count() or 1) > 1 else (1,)

@@ -3,18 +3,32 @@
 
 import copy
 import importlib.util
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import lowbit
 import torch
-from contestants import BF16, BITSANDBYTES, LOWBIT_BF16, PEERS, TORCH_BF16, Contestant
-from race import Bench, Entry, ms, ratio, relative_error
+from contestants import BF16, BITSANDBYTES, LOWBIT_BF16, PEERS, TORCH_BF16, WEIGHTS, Contestant
+from race import Bench, Entry, Timing, ms, ratio, relative_error
 from rich.table import Table
 from torch import Tensor, nn
 
 PROMPT = 16  # tokens before decoding starts
+# Of a LlamaConfig: what is loaded before the model that is measured.
+SMALL = {
+    "num_hidden_layers": 1,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "vocab_size": 256,
+}
 MODEL_ERRORS = 5  # a model's tolerance, in those of one of its layers
 
 
@@ -148,6 +162,55 @@ class Trainer:
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def load(bench: Bench, widths: Sequence[int], sizes: dict[str, int], loads: int) -> None:
+    """from_pretrained of that model, saved in bf16 and in the page cache, each time in a process of
+    its own. See load.py: bf16 weights are mapped, and not read before the first token."""
+    if not _has(bench, "load", "transformers"):
+        return
+    if not sys.platform.startswith("linux"):
+        bench.console.print("load: skipped, it reads /proc")
+        return
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    script, threads = Path(__file__).with_name("load.py"), torch.get_num_threads()
+    names = {f"lowbit {WEIGHTS[bits]}": bits for bits in widths} | {"torch bf16": 16}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    model = _llama(sizes)
+    with TemporaryDirectory() as folder:
+        paths = f"{folder}/small", f"{folder}/model"
+        for path, saved in zip(paths, (_llama(SMALL), model), strict=True):
+            saved.save_pretrained(path)
+        for _ in range(loads):
+            for name, bits in names.items():
+                bench.show(f"load {name}")
+                command = [sys.executable, script, *paths, str(bits), str(threads)]
+                run = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+                found[name].append(json.loads(run.stdout))
+
+    title = f"load, {_described(model)}: ms, median (best)"
+    table = Table(title=title, title_justify="left")
+    for column in ("contestant", "load", "times bf16", "until first token", "times bf16"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("model MiB", "kept beyond files", "peak beyond files"):
+        table.add_column(column, justify="right", no_wrap=True)
+    times = {
+        call: {name: Timing.of([run[call] for run in runs]) for name, runs in found.items()}
+        for call in ("load", "first_token")
+    }
+    for name, runs in found.items():
+        # The tied embedding keeps the file mapped, so what is resident of it only grows.
+        memory = {key: max(run[key] for run in runs) for key in ("footprint", "kept")}
+        memory["peak"] = max(run["peak"] - run["mapped"] for run in runs)
+        cells = []
+        for call, t in times.items():
+            case = {"section": "load", "call": call, "threads": threads, "contestant": name}
+            bench.results.append(case | asdict(t[name]) | memory)
+            cells += [ms(t[name]), ratio(t["torch bf16"], t[name])]
+        table.add_row(name, *cells, *(f"{size / 2**20:.1f}" for size in memory.values()))
+    bench.console.print(table)
 
 
 def _has(bench: Bench, section: str, package: str) -> bool:
