@@ -15,10 +15,11 @@ extern "C" {
 struct lowbit_lut4_gemm {
     const char *name;  // "f32_8x16__avx2"
     lowbit_dtype type; // of arranged x
-    uint32_t isa;
+    uint32_t isa, unless;
     size_t mr, nr;
     size_t m_min, m_max;
     size_t least_blocksize;
+    enum lowbit_lut4_x_layout x_layout;
     lowbit_lut4_arrange_ukernel *arrange[3]; // by x's dtype; null where it takes another
     lowbit_lut4_gemm_ukernel *run;
 };

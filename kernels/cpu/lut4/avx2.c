@@ -134,7 +134,7 @@ LOWBIT_INLINE void dequantize(enum lowbit_float type, const struct lowbit_lut4_r
 // 64 elements comes out in eight vectors, in the order that x is arranged in. (A permutation looks up
 // eight floats, but needs the codes shifted into place, and both compete for the same two ports.)
 
-enum { UNIT = 64, PREFETCH_AHEAD = 4096, ROWS = LOWBIT_LUT4_TILE_N };
+enum { UNIT = 64, PREFETCH_AHEAD = 4096, ROWS = 16 };
 
 // The codebook by bytes: plane[b] holds byte b of each value, in both lanes.
 struct planes {

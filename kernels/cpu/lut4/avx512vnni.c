@@ -174,7 +174,7 @@ LOWBIT_INLINE void dequantize(enum lowbit_float type, const struct lowbit_lut4_r
 // each dword: shifting all dwords by the same amount brings eight times 16 codes into place for the
 // permutation, which looks at the lowest four bits alone. x is arranged to match.
 
-enum { UNIT = 128, PREFETCH_AHEAD = 4096, ROWS = LOWBIT_LUT4_TILE_N };
+enum { UNIT = 128, PREFETCH_AHEAD = 4096, ROWS = 16 };
 
 LOWBIT_INLINE void arrange(enum lowbit_float type, size_t k, const void *x, float *y) {
     for (size_t u = 0; u < k; u += UNIT) {

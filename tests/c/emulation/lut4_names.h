@@ -16,7 +16,8 @@
 
 #define LOWBIT_LUT4_ARRANGE(from, to, isa)                                                         \
     RENAME(arrange, lowbit_lut4_arrange_ukernel_##from##_##to##__##isa)
-#define LOWBIT_LUT4_GEMM(type, mr, nr, isa, ISA, m_min, m_max, blocksize, arrange)                 \
+#define LOWBIT_LUT4_GEMM(type, mr, nr, isa, ISA, m_min, m_max, blocksize, arrange, x_layout,       \
+                         unless)                                                                   \
     RENAME(gemm, lowbit_lut4_gemm_ukernel_##type##_##mr##x##nr##__##isa)
 #include "../../../kernels/cpu/lut4/gemm.inc"
 #undef RENAME
