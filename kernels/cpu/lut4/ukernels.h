@@ -59,10 +59,9 @@ struct lowbit_lut4_run {
 };
 typedef void lowbit_lut4_dequantize_ukernel(const struct lowbit_lut4_run *run, void *y);
 
-// arrange: a row of x, k wide, in the order in which its gemm meets the elements of the weight,
-// padded with zeros to a multiple of 128. `groups` of that many consecutive elements are dealt out:
-//
-//   y[u * unit + e * lanes + d] = x[u * unit + d * groups + e],   unit = lanes * groups
+// arrange: a row of x, k wide, in the order in which its gemm meets the elements of the weight: a
+// permutation within every 128, of which each instruction set has its own. The row is padded with zeros
+// to a multiple of that many.
 //
 // f32 gemms take floats, bf16 ones bfloat16. The argument type is that of x.
 typedef void lowbit_lut4_arrange_ukernel(size_t k, const void *x, void *y);
