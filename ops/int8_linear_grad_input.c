@@ -12,6 +12,8 @@
 
 static const char op[] = "int8_linear_grad_input";
 
+enum { AHEAD = 8 }; // rows of the weight that are asked for before they are read
+
 struct grad_input {
     const lowbit_int8_linear_grad_input_args *args;
     struct lowbit_int8_ukernels ukernels;
@@ -65,6 +67,12 @@ static void read_scales(void *arg, size_t task) {
                             c->offset);
 }
 
+// Asks for row i of n rows of the weight, if there is one.
+static void fetch_row(const int8_t *rows, size_t width, size_t i, size_t n, size_t k) {
+    if (i < n)
+        lowbit_prefetch(rows + i * width, k);
+}
+
 // Rows of the weight, dequantized.
 static void fill(void *ctx, size_t task, size_t n0, size_t n, size_t k0, size_t k, void *panel,
                  size_t stride) {
@@ -72,10 +80,12 @@ static void fill(void *ctx, size_t task, size_t n0, size_t n, size_t k0, size_t 
     const size_t width = c->args->weight->cols;
     const int8_t *rows = (const int8_t *)c->args->weight->data + n0 * width + k0;
     (void)task;
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++) {
+        fetch_row(rows, width, i + AHEAD, n, k);
         c->ukernels.dequantize[LOWBIT_FLOAT32](k, rows + i * width, c->s[n0 + i],
                                                c->args->offset ? &c->offset[n0 + i] : NULL,
                                                (float *)panel + i * stride);
+    }
 }
 
 // For products of bf16 the codes themselves, which bf16 holds exactly. Rows of the gradient are
@@ -86,15 +96,18 @@ static void fill_bf16(void *ctx, size_t task, size_t n0, size_t n, size_t k0, si
     const size_t width = c->args->weight->cols;
     const int8_t *rows = (const int8_t *)c->args->weight->data + n0 * width + k0;
     (void)task;
-    for (size_t i = 0; i < n; i += 2)
+    for (size_t i = 0; i < n; i += 2) {
+        fetch_row(rows, width, i + AHEAD, n, k);
+        fetch_row(rows, width, i + AHEAD + 1, n, k);
         c->ukernels.pairs(k, rows + i * width, i + 1 < n ? rows + (i + 1) * width : NULL,
                           (uint32_t *)panel + i / 2 * stride);
+    }
 }
 
-static float scale_row(void *ctx, const void *grad_output, uint16_t *to) {
+static float scale_row(void *ctx, size_t n0, size_t n, const void *grad_output, uint16_t *to) {
     const struct grad_input *c = ctx;
-    return c->ukernels.scale(c->args->weight->rows, grad_output, c->s,
-                             c->args->offset ? c->offset : NULL, to);
+    return c->ukernels.scale(n, grad_output, c->s + n0, c->args->offset ? c->offset + n0 : NULL,
+                             to);
 }
 
 lowbit_status lowbit_int8_linear_grad_input(const lowbit_int8_linear_grad_input_args *args,

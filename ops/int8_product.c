@@ -2,6 +2,8 @@
 
 #include "int8_product.h"
 
+#include "../kernels/cpu/dense/ukernels.h"
+
 #include <string.h>
 
 void lowbit_int8_product_plan(struct lowbit_int8_product *p, uint32_t isa, size_t m, size_t n,
@@ -45,8 +47,8 @@ void lowbit_int8_product_store(const struct lowbit_int8_product *p, size_t task,
         memset(lowbit_int8_product_row(p, task, m0 + i) + p->k, 0, padded - p->k);
 #if defined(__x86_64__)
     if (p->gemm->x_layout == LOWBIT_INT8_TILES)
-        lowbit_int8_tiles__amx(m, padded, p->scratch[task].staging, p->row_stride,
-                               p->x + m0 / LOWBIT_INT8_UNIT_M * p->x_stride);
+        lowbit_dense_tiles__amx(m, padded, p->scratch[task].staging, p->row_stride,
+                                p->x + m0 / LOWBIT_INT8_UNIT_M * p->x_stride);
 #endif
 }
 

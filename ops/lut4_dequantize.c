@@ -19,7 +19,7 @@ struct dequantize {
     const lowbit_lut4_weight *weight;
     const lowbit_tensor *out;
     size_t elements;
-    lowbit_lut4_dequantize_ukernel *ukernel;
+    struct lowbit_lut4_ukernels ukernels;
     atomic_size_t next;
 };
 
@@ -30,7 +30,7 @@ static void dequantize_pieces(void *arg, size_t task) {
     float scales[RUN / 32 + 2];
     for (size_t begin; (begin = PIECE * atomic_fetch_add(&c->next, 1)) < c->elements;)
         for (size_t i = begin; i < c->elements && i < begin + PIECE; i += RUN)
-            lowbit_lut4_read(c->weight, c->ukernel, i,
+            lowbit_lut4_read(c->weight, &c->ukernels, c->out->dtype, i,
                              c->elements - i < RUN ? c->elements - i : RUN, scales,
                              (char *)c->out->data + i * size);
 }
@@ -47,7 +47,7 @@ lowbit_status lowbit_lut4_dequantize(const lowbit_lut4_weight *weight, const low
         .weight = weight,
         .out = out,
         .elements = out->rows * out->cols,
-        .ukernel = lowbit_lut4_select_ukernels(lowbit_cpu_isa()).dequantize[out->dtype],
+        .ukernels = lowbit_lut4_select_ukernels(lowbit_cpu_isa()),
     };
     lowbit_parallel(executor,
                     lowbit_task_count(executor, c.elements / PIECE + 1, (double)c.elements * 0.2),

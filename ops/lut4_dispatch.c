@@ -15,15 +15,18 @@ enum { f32 = LOWBIT_FLOAT32, f16 = LOWBIT_FLOAT16, bf16 = LOWBIT_BFLOAT16 };
 #define ARRANGE_bf16(isa) {NULL, NULL, lowbit_lut4_arrange_ukernel_bf16_bf16__##isa}
 
 static const struct lowbit_lut4_gemm gemms[] = {
-#define LOWBIT_LUT4_GEMM(type, mr, nr, isa, ISA, m_min, m_max, blocksize, arrange)                 \
+#define LOWBIT_LUT4_GEMM(type, mr, nr, isa, ISA, m_min, m_max, blocksize, arrange, x_layout,       \
+                         unless)                                                                   \
     {#type "_" #mr "x" #nr "__" #isa,                                                              \
      (lowbit_dtype)type,                                                                           \
      ISA,                                                                                          \
+     unless,                                                                                       \
      mr,                                                                                           \
      nr,                                                                                           \
      m_min,                                                                                        \
      m_max,                                                                                        \
      blocksize,                                                                                    \
+     LOWBIT_LUT4_##x_layout,                                                                       \
      ARRANGE_##type(arrange),                                                                      \
      lowbit_lut4_gemm_ukernel_##type##_##mr##x##nr##__##isa},
 #include "../kernels/cpu/lut4/gemm.inc"
@@ -33,8 +36,8 @@ const struct lowbit_lut4_gemm *lowbit_lut4_select_gemm(uint32_t isa, lowbit_dtyp
                                                        size_t k, size_t blocksize) {
     for (size_t i = 0; i < sizeof gemms / sizeof *gemms; i++) {
         const struct lowbit_lut4_gemm *gemm = &gemms[i];
-        if (gemm->isa & isa && gemm->arrange[x] && m >= gemm->m_min && m <= gemm->m_max &&
-            blocksize >= gemm->least_blocksize && k % blocksize == 0)
+        if (gemm->isa & isa && !(gemm->unless & isa) && gemm->arrange[x] && m >= gemm->m_min &&
+            m <= gemm->m_max && blocksize >= gemm->least_blocksize && k % blocksize == 0)
             return gemm;
     }
     return NULL;
@@ -49,6 +52,7 @@ struct lowbit_lut4_ukernels lowbit_lut4_select_ukernels(uint32_t isa) {
     CHOOSE(quantize[type], lowbit_lut4_quantize_ukernel_##type##__##isa, ISA)
 #define LOWBIT_LUT4_DEQUANTIZE(type, isa, ISA)                                                     \
     CHOOSE(dequantize[type], lowbit_lut4_dequantize_ukernel_##type##__##isa, ISA)
+#define LOWBIT_LUT4_SCALES(isa, ISA) CHOOSE(scales, lowbit_lut4_scales_ukernel__##isa, ISA)
 #include "../kernels/cpu/lut4/elementwise.inc"
     return k;
 }

@@ -15,10 +15,11 @@ extern "C" {
 struct lowbit_lut4_gemm {
     const char *name;  // "f32_8x16__avx2"
     lowbit_dtype type; // of arranged x
-    uint32_t isa;
+    uint32_t isa, unless;
     size_t mr, nr;
     size_t m_min, m_max;
     size_t least_blocksize;
+    enum lowbit_lut4_x_layout x_layout;
     lowbit_lut4_arrange_ukernel *arrange[3]; // by x's dtype; null where it takes another
     lowbit_lut4_gemm_ukernel *run;
 };
@@ -28,10 +29,11 @@ struct lowbit_lut4_gemm {
 const struct lowbit_lut4_gemm *lowbit_lut4_select_gemm(uint32_t isa, lowbit_dtype x, size_t m,
                                                        size_t k, size_t blocksize);
 
-// The best of the other micro-kernels, indexed by lowbit_dtype.
+// The best of the other micro-kernels, those for each float type indexed by lowbit_dtype.
 struct lowbit_lut4_ukernels {
     lowbit_lut4_quantize_ukernel *quantize[3];
     lowbit_lut4_dequantize_ukernel *dequantize[3];
+    lowbit_lut4_scales_ukernel *scales;
 };
 struct lowbit_lut4_ukernels lowbit_lut4_select_ukernels(uint32_t isa);
 

@@ -18,10 +18,13 @@
 static const char op[] = "lut4_linear";
 
 enum {
-    TILE_N = LOWBIT_LUT4_TILE_N,
-    MOST_ROWS = 32, // of x, in any gemm that reads the weight in place
-    GROUP = 16,     // rows of the weight that are transposed at a time
-    PANEL_K = 512,  // most rows of a panel
+    MOST_ROWS = 48, // of x, in any gemm that reads the weight in place
+    UNIT_M = LOWBIT_LUT4_UNIT_M,
+    STAGING_K = 1024,                    // columns of x that are put into tiles at a time
+    STAGING_STRIDE = 2 * STAGING_K + 64, // bytes; the line more spreads rows over a cache's sets
+    FETCH = 4096,                        // bytes of a tile that are asked for at once
+    GROUP = 16,                          // rows of the weight that are transposed at a time
+    PANEL_K = 512,                       // most rows of a panel
 };
 
 struct linear {
@@ -30,9 +33,10 @@ struct linear {
     struct lowbit_lut4_ukernels ukernels;
     float *bias; // [N]
     struct scratch {
-        float *scales; // [TILE_N][K / blocksize], or those of a run of PANEL_K elements
+        float *scales; // [NR][K / blocksize], or those of a run of PANEL_K elements
         void *rows;    // float [GROUP][PANEL_K], dequantized
-        float *acc;    // [MOST_ROWS][TILE_N]
+        float *acc;    // [MOST_ROWS][NR]
+        void *staging; // [UNIT_M][STAGING_STRIDE], arranged x before it is put into tiles
     } *scratch;        // [tasks]
 
     // Few rows of x
@@ -55,11 +59,14 @@ static size_t plan(struct linear *c, uint32_t isa, const struct lowbit_lut4_gemm
     c->scratch = lowbit_take(&arena, max_tasks * sizeof *c->scratch);
     for (size_t i = 0; i < max_tasks; i++) {
         struct scratch scratch = {
-            .scales =
-                lowbit_take(&arena, (gemm ? TILE_N * (k / 32) : lowbit_lut4_most_scales(PANEL_K)) *
-                                        sizeof(float)),
+            .scales = lowbit_take(&arena,
+                                  (gemm ? gemm->nr * (k / 32) : lowbit_lut4_most_scales(PANEL_K)) *
+                                      sizeof(float)),
             .rows = gemm ? NULL : lowbit_take(&arena, sizeof(float[GROUP][PANEL_K])),
-            .acc = gemm ? lowbit_take(&arena, sizeof(float[MOST_ROWS][TILE_N])) : NULL,
+            .acc = gemm ? lowbit_take(&arena, MOST_ROWS * gemm->nr * sizeof(float)) : NULL,
+            .staging = gemm && gemm->x_layout == LOWBIT_LUT4_TILES
+                           ? lowbit_take(&arena, UNIT_M * STAGING_STRIDE)
+                           : NULL,
         };
         if (workspace)
             c->scratch[i] = scratch;
@@ -69,20 +76,21 @@ static size_t plan(struct linear *c, uint32_t isa, const struct lowbit_lut4_gemm
         return arena.used;
     }
     c->store = NULL;
+    const size_t row =
+        lowbit_round_up(k, LOWBIT_LUT4_X_ALIGN) * lowbit_float_size((enum lowbit_float)gemm->type);
+    const bool tiles = gemm->x_layout == LOWBIT_LUT4_TILES;
     // Nine lines more spread the rows of a block of columns over all of a cache's sets.
-    c->x_stride =
-        lowbit_round_up(k, LOWBIT_LUT4_X_ALIGN) * lowbit_float_size((enum lowbit_float)gemm->type) +
-        9 * 64;
-    c->x = lowbit_take(&arena, m * c->x_stride);
+    c->x_stride = tiles ? UNIT_M * row : row + 9 * 64;
+    c->x = lowbit_take(&arena, (tiles ? (m + UNIT_M - 1) / UNIT_M : m) * c->x_stride);
     return arena.used;
 }
 
 size_t lowbit_lut4_linear_workspace_size(size_t m, size_t n, size_t k, size_t max_tasks) {
     const uint32_t isa = lowbit_cpu_isa();
-    struct linear c;
-    size_t most = 0;
     if (!isa)
         return 0;
+    struct linear c;
+    size_t most = 0;
     for (int bf16 = 0; bf16 < 2; bf16++) {
         const struct lowbit_lut4_gemm *gemms[] = {
             NULL,
@@ -120,47 +128,85 @@ static lowbit_status check(const lowbit_lut4_linear_args *args, const lowbit_exe
                       : LOWBIT_OK;
 }
 
+// How many pieces of x can be arranged on their own: rows, or STAGING_K columns of UNIT_M rows.
+static size_t x_pieces(const struct linear *c) {
+    const lowbit_tensor *x = c->args->x;
+    if (c->gemm->x_layout == LOWBIT_LUT4_ROWS)
+        return x->rows;
+    return (x->rows + UNIT_M - 1) / UNIT_M * ((x->cols + STAGING_K - 1) / STAGING_K);
+}
+
+static void arrange_piece(const struct linear *c, const struct scratch *scratch, size_t piece) {
+    const lowbit_tensor *x = c->args->x;
+    lowbit_lut4_arrange_ukernel *arrange = c->gemm->arrange[x->dtype];
+    if (c->gemm->x_layout == LOWBIT_LUT4_ROWS) {
+        arrange(x->cols, lowbit_float_row(x, piece), (char *)c->x + piece * c->x_stride);
+        return;
+    }
+#if defined(__x86_64__)
+    const size_t across = (x->cols + STAGING_K - 1) / STAGING_K;
+    const size_t m0 = piece / across * UNIT_M, k0 = piece % across * STAGING_K;
+    const size_t m = x->rows - m0 < UNIT_M ? x->rows - m0 : UNIT_M;
+    const size_t k = x->cols - k0 < STAGING_K ? x->cols - k0 : STAGING_K;
+    for (size_t i = 0; i < m; i++)
+        arrange(k, (const uint16_t *)lowbit_float_row(x, m0 + i) + k0,
+                (char *)scratch->staging + i * STAGING_STRIDE);
+    lowbit_dense_tiles__amx(
+        m, lowbit_round_up(k, LOWBIT_LUT4_X_ALIGN) * sizeof(uint16_t), scratch->staging,
+        STAGING_STRIDE, (char *)c->x + m0 / UNIT_M * c->x_stride + k0 * UNIT_M * sizeof(uint16_t));
+#endif
+}
+
 static void prepare(void *arg, size_t task) {
     struct linear *c = arg;
-    const lowbit_tensor *x = c->args->x, *bias = c->args->bias;
+    const lowbit_tensor *bias = c->args->bias;
     if (task == 0)
         for (size_t n = 0; n < c->args->y->cols; n++)
             c->bias[n] = bias ? lowbit_element(bias, n, 0) : 0.0f;
     if (c->gemm)
-        for (size_t m; (m = atomic_fetch_add(&c->next, 1)) < x->rows;)
-            c->gemm->arrange[x->dtype](x->cols, lowbit_float_row(x, m),
-                                       (char *)c->x + m * c->x_stride);
+        for (size_t piece; (piece = atomic_fetch_add(&c->next, 1)) < x_pieces(c);)
+            arrange_piece(c, &c->scratch[task], piece);
 }
 
-// Few rows of x: all of them against 16 rows of the weight.
-static void run_tile(const struct linear *c, const struct scratch *scratch, size_t n0) {
+// Few rows of x: all of them against one tile of the weight, while the next one is fetched.
+static void run_tile(const struct linear *c, const struct scratch *scratch, size_t tile,
+                     size_t next) {
     const lowbit_lut4_weight *weight = &c->args->weight;
     const lowbit_tensor *y = c->args->y;
-    const size_t k = c->args->x->cols, n = y->cols - n0 < TILE_N ? y->cols - n0 : TILE_N;
+    const size_t nr = c->gemm->nr, n0 = tile * nr, k = c->args->x->cols;
+    const size_t n = y->cols - n0 < nr ? y->cols - n0 : nr;
     const size_t blocks = k / weight->blocksize;
+    const uint8_t *packed = (const uint8_t *)weight->packed->data + n0 * (k / 2);
+    // While the scales are computed the memory need not rest.
+    lowbit_prefetch(packed, n * (k / 2) < FETCH ? n * (k / 2) : FETCH);
     // In calls of like height: few rows alone are summed in another order, and a row's result must
     // not depend on its place.
     const size_t calls = (y->rows + c->gemm->mr - 1) / c->gemm->mr;
-    const size_t height = (y->rows + calls - 1) / calls;
+    const size_t unit = c->gemm->x_layout == LOWBIT_LUT4_TILES ? UNIT_M : 1;
+    const size_t height = lowbit_round_up((y->rows + calls - 1) / calls, unit);
     struct lowbit_lut4_gemm_args gemm = {
         .n = n,
         .k = k,
         .x_stride = c->x_stride,
-        .packed = (const uint8_t *)weight->packed->data + n0 * (k / 2),
+        .packed = packed,
         .codebook = weight->codebook->data,
-        .s = lowbit_lut4_scales(weight, n0 * blocks, n * blocks, scratch->scales),
+        .s = lowbit_lut4_scales(weight, &c->ukernels, n0 * blocks, n * blocks, scratch->scales),
         .s_stride = blocks,
         .blocksize = weight->blocksize,
-        .acc_stride = TILE_N,
+        .acc_stride = nr,
     };
+    if (next * nr < y->cols) {
+        gemm.prefetch = (const uint8_t *)weight->packed->data + next * nr * (k / 2);
+        gemm.prefetch_size = (y->cols - next * nr < nr ? y->cols - next * nr : nr) * (k / 2);
+    }
     for (size_t m = 0; m < y->rows; m += gemm.m) {
         gemm.m = y->rows - m < height ? y->rows - m : height;
-        gemm.x = (const char *)c->x + m * c->x_stride;
-        gemm.acc = scratch->acc + m * TILE_N;
+        gemm.x = (const char *)c->x + m / unit * c->x_stride;
+        gemm.acc = scratch->acc + m * nr;
         c->gemm->run(&gemm);
     }
     for (size_t m = 0; m < y->rows; m++) {
-        float *sums = scratch->acc + m * TILE_N;
+        float *sums = scratch->acc + m * nr;
         for (size_t i = 0; i < n; i++)
             sums[i] += c->bias[n0 + i];
         c->store(n, sums, 0.0f,
@@ -169,10 +215,15 @@ static void run_tile(const struct linear *c, const struct scratch *scratch, size
     }
 }
 
+// Tiles are taken one ahead, so that each knows which follows it.
 static void run_tiles(void *arg, size_t task) {
     struct linear *c = arg;
-    for (size_t n0; (n0 = TILE_N * atomic_fetch_add(&c->next, 1)) < c->args->y->cols;)
-        run_tile(c, &c->scratch[task], n0);
+    size_t tile = atomic_fetch_add(&c->next, 1);
+    while (tile * c->gemm->nr < c->args->y->cols) {
+        const size_t next = atomic_fetch_add(&c->next, 1);
+        run_tile(c, &c->scratch[task], tile, next);
+        tile = next;
+    }
 }
 
 // Many rows of x: rows k0 to k0 + k and columns n0 to n0 + n of the transposed weight.
@@ -180,17 +231,20 @@ static void fill(void *ctx, size_t task, size_t k0, size_t k, size_t n0, size_t 
                  size_t stride) {
     const struct linear *c = ctx;
     const struct scratch *scratch = &c->scratch[task];
+    const uint8_t *packed = c->args->weight.packed->data;
     const bool bf16 = c->product.gemm->type == LOWBIT_BFLOAT16;
     const size_t dwords = bf16 ? (k + 1) / 2 : k;
     for (size_t i = 0; i < n; i += GROUP) {
         const size_t rows = n - i < GROUP ? n - i : GROUP;
         for (size_t row = 0; row < rows; row++) {
+            const size_t begin = (n0 + i + row) * c->args->x->cols + k0;
+            if (i + row + GROUP < n)
+                lowbit_prefetch(packed + (begin + GROUP * c->args->x->cols) / 2, k / 2);
             uint32_t *to = (uint32_t *)scratch->rows + row * PANEL_K;
             if (bf16 && k % 2)
                 to[k / 2] = 0; // the upper half of the last pair
-            lowbit_lut4_read(&c->args->weight,
-                             c->ukernels.dequantize[bf16 ? LOWBIT_BFLOAT16 : LOWBIT_FLOAT32],
-                             (n0 + i + row) * c->args->x->cols + k0, k, scratch->scales, to);
+            lowbit_lut4_read(&c->args->weight, &c->ukernels, c->product.gemm->type, begin, k,
+                             scratch->scales, to);
         }
         c->product.ukernels.transpose(rows, dwords, scratch->rows, PANEL_K, (uint32_t *)panel + i,
                                       stride);
@@ -209,7 +263,8 @@ lowbit_status lowbit_lut4_linear(const lowbit_lut4_linear_args *args,
     struct linear c = {.args = args};
     plan(&c, isa, lowbit_lut4_select_gemm(isa, args->x->dtype, m, k, args->weight.blocksize),
          args->x->dtype == LOWBIT_BFLOAT16, m, n, k, max_tasks, workspace);
-    lowbit_parallel(executor, c.gemm ? lowbit_task_count(executor, m, (double)m * (double)k) : 1,
+    const double elements = (double)m * (double)k;
+    lowbit_parallel(executor, c.gemm ? lowbit_task_count(executor, x_pieces(&c), elements) : 1,
                     prepare, &c);
     if (!c.gemm) {
         const struct lowbit_panel_product_args product = {
@@ -222,7 +277,7 @@ lowbit_status lowbit_lut4_linear(const lowbit_lut4_linear_args *args,
     c.store = lowbit_dense_select_ukernels(isa).store[args->y->dtype];
     atomic_store(&c.next, 0);
     lowbit_parallel(executor,
-                    lowbit_task_count(executor, (n + TILE_N - 1) / TILE_N,
+                    lowbit_task_count(executor, (n + c.gemm->nr - 1) / c.gemm->nr,
                                       products / 16 + products * (double)m / 30),
                     run_tiles, &c);
     return LOWBIT_OK;

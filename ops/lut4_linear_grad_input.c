@@ -14,7 +14,10 @@
 
 static const char op[] = "lut4_linear_grad_input";
 
-enum { RUN = 512 }; // columns of the weight that are dequantized at a time, at most
+enum {
+    RUN = 512, // columns of the weight that are dequantized at a time, at most
+    AHEAD = 8, // rows that are asked for before they are read
+};
 
 struct grad_input {
     const lowbit_lut4_linear_grad_input_args *args;
@@ -77,16 +80,23 @@ static void fill(void *ctx, size_t task, size_t n0, size_t n, size_t k0, size_t 
     const lowbit_lut4_weight *weight = &c->args->weight;
     const struct scratch *scratch = &c->scratch[task];
     const size_t width = c->args->grad_input->cols;
+    const uint8_t *packed = weight->packed->data;
     if (c->product.gemm->type == LOWBIT_FLOAT32) {
-        for (size_t i = 0; i < n; i++)
-            lowbit_lut4_read(weight, c->ukernels.dequantize[LOWBIT_FLOAT32], (n0 + i) * width + k0,
-                             k, scratch->scales, (float *)panel + i * stride);
+        for (size_t i = 0; i < n; i++) {
+            if (i + AHEAD < n)
+                lowbit_prefetch(packed + ((n0 + i + AHEAD) * width + k0) / 2, k / 2);
+            lowbit_lut4_read(weight, &c->ukernels, LOWBIT_FLOAT32, (n0 + i) * width + k0, k,
+                             scratch->scales, (float *)panel + i * stride);
+        }
         return;
     }
     for (size_t i = 0; i < n; i += 2) {
-        for (size_t j = 0; j < 2 && i + j < n; j++)
-            lowbit_lut4_read(weight, c->ukernels.dequantize[LOWBIT_BFLOAT16],
-                             (n0 + i + j) * width + k0, k, scratch->scales, scratch->rows[j]);
+        for (size_t j = 0; j < 2 && i + j < n; j++) {
+            if (i + j + AHEAD < n)
+                lowbit_prefetch(packed + ((n0 + i + j + AHEAD) * width + k0) / 2, k / 2);
+            lowbit_lut4_read(weight, &c->ukernels, LOWBIT_BFLOAT16, (n0 + i + j) * width + k0, k,
+                             scratch->scales, scratch->rows[j]);
+        }
         c->product.ukernels.interleave(k, scratch->rows[0], i + 1 < n ? scratch->rows[1] : NULL,
                                        (uint32_t *)panel + i / 2 * stride);
     }

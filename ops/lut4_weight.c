@@ -49,25 +49,24 @@ lowbit_status lowbit_lut4_check_weight(const char *op, const lowbit_lut4_weight 
     return lowbit_check_vector(op, "nested_offset", w->nested_offset, LOWBIT_FLOAT32_DTYPE, 1);
 }
 
-const float *lowbit_lut4_scales(const lowbit_lut4_weight *w, size_t first, size_t count,
-                                float *buffer) {
+const float *lowbit_lut4_scales(const lowbit_lut4_weight *w,
+                                const struct lowbit_lut4_ukernels *ukernels, size_t first,
+                                size_t count, float *buffer) {
     if (w->absmax->dtype == LOWBIT_FLOAT32)
         return (const float *)w->absmax->data + first;
     const uint8_t *codes = (const uint8_t *)w->absmax->data + first;
-    const float *codebook = w->nested_codebook->data, *nested = w->nested_absmax->data;
-    const float offset = *(const float *)w->nested_offset->data;
-    for (size_t i = 0; i < count;) {
+    const float *nested = w->nested_absmax->data;
+    for (size_t i = 0, n; i < count; i += n) {
         const size_t left = NESTED_BLOCK - (first + i) % NESTED_BLOCK;
-        const size_t end = left < count - i ? i + left : count;
-        const float scale = nested[(first + i) / NESTED_BLOCK];
-        for (; i < end; i++)
-            buffer[i] = codebook[codes[i]] * scale + offset;
+        n = left < count - i ? left : count - i;
+        ukernels->scales(n, codes + i, w->nested_codebook->data, nested[(first + i) / NESTED_BLOCK],
+                         *(const float *)w->nested_offset->data, buffer + i);
     }
     return buffer;
 }
 
-void lowbit_lut4_read(const lowbit_lut4_weight *w, lowbit_lut4_dequantize_ukernel *dequantize,
-                      size_t begin, size_t n, float *buffer, void *to) {
+void lowbit_lut4_read(const lowbit_lut4_weight *w, const struct lowbit_lut4_ukernels *ukernels,
+                      lowbit_dtype type, size_t begin, size_t n, float *buffer, void *to) {
     if (n == 0)
         return;
     const size_t first = begin / w->blocksize, last = (begin + n - 1) / w->blocksize;
@@ -76,8 +75,8 @@ void lowbit_lut4_read(const lowbit_lut4_weight *w, lowbit_lut4_dequantize_ukerne
         .begin = begin,
         .n = n,
         .codebook = w->codebook->data,
-        .s = lowbit_lut4_scales(w, first, last - first + 1, buffer),
+        .s = lowbit_lut4_scales(w, ukernels, first, last - first + 1, buffer),
         .blocksize = w->blocksize,
     };
-    dequantize(&run, to);
+    ukernels->dequantize[type](&run, to);
 }

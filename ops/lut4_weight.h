@@ -23,12 +23,13 @@ static inline size_t lowbit_lut4_most_scales(size_t n) {
 
 // The scales of `count` blocks from block `first` on: where they stand, or, with double quantization,
 // computed into buffer.
-const float *lowbit_lut4_scales(const lowbit_lut4_weight *weight, size_t first, size_t count,
-                                float *buffer);
+const float *lowbit_lut4_scales(const lowbit_lut4_weight *weight,
+                                const struct lowbit_lut4_ukernels *ukernels, size_t first,
+                                size_t count, float *buffer);
 
-// n elements from element `begin` on, rounded to the dequantize kernel's type. buffer holds
+// n elements from element `begin` on, rounded to type, a float. buffer holds
 // lowbit_lut4_most_scales(n) floats.
-void lowbit_lut4_read(const lowbit_lut4_weight *weight, lowbit_lut4_dequantize_ukernel *dequantize,
-                      size_t begin, size_t n, float *buffer, void *to);
+void lowbit_lut4_read(const lowbit_lut4_weight *weight, const struct lowbit_lut4_ukernels *ukernels,
+                      lowbit_dtype type, size_t begin, size_t n, float *buffer, void *to);
 
 #endif

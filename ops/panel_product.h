@@ -23,16 +23,25 @@
 extern "C" {
 #endif
 
+// Asks for memory that is read soon, into the second-level cache. A fill should, some rows ahead:
+// rows of a weight lie too far apart for the processor to see what comes next.
+static inline void lowbit_prefetch(const void *from, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64)
+        __builtin_prefetch((const char *)from + i, 0, 2);
+}
+
 struct lowbit_panel_product_args {
     const lowbit_tensor *x, *y; // [M, R] and [M, C], of any float types
     const float *start;         // [C] or null for +0
     // Makes rows r0 to r0 + r and columns c0 to c0 + c of w: as float panel[r][stride], or, for a
     // product of bf16, as uint32_t panel[ceil(r / 2)][stride] with two rows side by side, the even
-    // one in the lower half, and zeros after the last. r0 is a multiple of 256, c0 of 64.
+    // one in the lower half, and zeros after the last. r0 is a multiple of 256, c0 of 64; r and c
+    // are positive and at most 512 and 256.
     void (*fill)(void *ctx, size_t task, size_t r0, size_t r, size_t c0, size_t c, void *panel,
                  size_t stride);
-    // For a product of bf16: makes a row of x and returns its base. Null: bfloat16 x as it is, +0.
-    float (*row)(void *ctx, const void *x, uint16_t *to);
+    // For a product of bf16: makes elements r0 to r0 + r of a row, given as x, and returns their
+    // part of the row's base. Null: bfloat16 x as it is, +0.
+    float (*row)(void *ctx, size_t r0, size_t r, const void *x, uint16_t *to);
     void *ctx;
 };
 
@@ -40,12 +49,12 @@ struct lowbit_panel_product_args {
 struct lowbit_panel_product {
     const struct lowbit_dense_gemm *gemm; // its type says what x and the panels are made of
     struct lowbit_dense_ukernels ukernels;
-    void *x; // float or uint16_t [rows of a block][x_stride]
-    size_t x_stride;
-    float *base; // [rows of a block]
+    size_t rows, block_r; // rows of x at a time, and of w in a panel
+    void *x;              // float or uint16_t [R / block_r][rows][block_r]
+    float *base;          // [rows]
     struct lowbit_panel_scratch {
         void *panel;
-        float *start, *sum; // of a tile's columns, [] and [rows of a block][]
+        float *start, *sum; // of a tile's columns, [] and [rows][]
     } *scratch;             // [tasks]
 };
 

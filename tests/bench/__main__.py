@@ -40,6 +40,8 @@ class Scale:
     sweep_rows: tuple[int, ...]
     batches: tuple[int, ...]
     llama: dict[str, int]
+    lora: tuple[int, int]  # batch, tokens
+    loads: int
     seconds: float
     cold_bytes: int
 
@@ -67,6 +69,8 @@ FULL = Scale(
         "num_key_value_heads": 8,
         "vocab_size": 32000,
     },
+    lora=(2, 256),
+    loads=3,
     seconds=0.2,
     cold_bytes=max(256 * 2**20, 2 * machine.last_level_cache()),
 )
@@ -85,6 +89,8 @@ QUICK = Scale(
         "num_attention_heads": 4,
         "vocab_size": 512,
     },
+    lora=(2, 8),
+    loads=1,
     seconds=0.005,
     cold_bytes=2**20,
 )
@@ -95,6 +101,7 @@ TOKENS = 64
 def main() -> None:
     arguments = parse(sys.argv[1:])
     scale = QUICK if arguments.quick else FULL
+    bits = arguments.bits
     shapes = arguments.shapes or scale.shapes
     console = Console()
     console.width = max(console.width, TABLE_WIDTH)
@@ -111,13 +118,17 @@ def main() -> None:
     progress.add_task("")
     bench = Bench(console, progress, arguments.threads, scale.seconds, scale.cold_bytes)
     run: dict[str, Callable[[], None]] = {
-        "linear": partial(layers.linear, bench, shapes, arguments.rows or scale.rows),
-        "quantize": partial(layers.quantize, bench, shapes),
-        "grad": partial(layers.grad, bench, shapes, scale.many_rows),
-        "sweep": partial(layers.sweep, bench, scale.sweep_n, scale.sweep_depths, scale.sweep_rows),
+        "linear": partial(layers.linear, bench, bits, shapes, arguments.rows or scale.rows),
+        "quantize": partial(layers.quantize, bench, bits, shapes),
+        "grad": partial(layers.grad, bench, bits, shapes, scale.many_rows),
+        "sweep": partial(
+            layers.sweep, bench, bits, scale.sweep_n, scale.sweep_depths, scale.sweep_rows
+        ),
         "outliers": partial(layers.outliers, bench, scale.many_rows, *shapes[0]),
         "minilm": partial(models.minilm, bench, scale.batches, TOKENS),
-        "llama": partial(models.llama, bench, scale.llama, scale.many_rows),
+        "llama": partial(models.llama, bench, bits, scale.llama, scale.many_rows),
+        "lora": partial(models.lora, bench, bits, scale.llama, *scale.lora),
+        "load": partial(models.load, bench, bits, scale.llama, scale.loads),
     }
     described = machine.describe()
     console.print(_description(described))

@@ -5,34 +5,42 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from itertools import cycle, pairwise
+from typing import Any
 
+import lowbit
 import machine
 import torch
-from contestants import BASIC, BF16, FP32, PEERS, THRESHOLD, ColdLayers, sample_rows
+from contestants import (
+    BASIC,
+    BF16,
+    FP32,
+    PEERS,
+    THRESHOLD,
+    TOLERANCES,
+    WEIGHTS,
+    ColdLayers,
+    sample_rows,
+)
 from race import Bench, Entry, Timing, ms, ratio, relative_error
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 Shape = tuple[int, int]  # N, K
+Calls = dict[str, Callable[[], tuple[Tensor, ...]]]
+EIGHT_BITS = torch.arange(-127, 129) / 128  # a codebook
+NF4 = lowbit.codebooks.get("nf4")
+DYNAMIC_MAP = lowbit.codebooks.dynamic_map()
 
 
-def linear(bench: Bench, shapes: Sequence[Shape], rows: Sequence[int]) -> None:
+def linear(
+    bench: Bench, widths: Sequence[int], shapes: Sequence[Shape], rows: Sequence[int]
+) -> None:
     _measure_ceilings(bench)
     for n, k in shapes:
-        layers = ColdLayers(bench, n, k, (*BASIC, *PEERS))
-        for ceiling in bench.ceilings:
-            torch.set_num_threads(ceiling["threads"])
-            table = _linear_table(f"linear, N={n} K={k}, threads: {ceiling['threads']}")
-            for m in rows:
-                x = sample_rows(m, k)
-                case = {"m": m, "n": n, "k": k}
-                floor = max(n * k / ceiling["read"], m * n * k / ceiling["products"])
-                timings = bench.race("linear", case, layers.entries(x), layers.error(x))
-                bench.results.append(
-                    {"section": "floor", **case, "threads": ceiling["threads"], "seconds": floor}
-                )
-                table.add_row(str(m), *_linear_cells(timings, floor))
-            bench.console.print(table)
+        for bits in widths:
+            layers = ColdLayers(bench, n, k, (*BASIC[bits], *PEERS[bits]))
+            for ceiling in bench.ceilings:
+                _linear_table(bench, bits, layers, ceiling, rows)
 
 
 def _measure_ceilings(bench: Bench) -> None:
@@ -42,54 +50,70 @@ def _measure_ceilings(bench: Bench) -> None:
         bench.ceilings.append(found)
         bench.console.print(
             f"threads: {threads}. {machine.READ_LABEL}: {found['read'] / 1e9:.1f} GB/s. "
-            f"{machine.PRODUCT_LABEL}: {found['products'] / 1e9:.0f} G multiply-adds/s.",
+            f"{machine.INT8_LABEL}: {found['int8_products'] / 1e9:.0f} G multiply-adds/s. "
+            f"{machine.FLOAT_LABEL}: {found['float_products'] / 1e9:.0f}.",
             soft_wrap=True,
         )
 
 
-def _linear_table(title: str) -> Table:
+def _linear_table(
+    bench: Bench, bits: int, layers: ColdLayers, ceiling: dict[str, Any], rows: Sequence[int]
+) -> None:
+    n, k = layers.float.weight.shape
+    torch.set_num_threads(ceiling["threads"])
+    title = f"linear, {WEIGHTS[bits]}, N={n} K={k}, threads: {ceiling['threads']}"
     table = Table(title=f"{title}: ms, median (best)", title_justify="left")
-    names = [c.name for c in (*BASIC, *PEERS)]
+    contestants = (*BASIC[bits], *PEERS[bits])
     ratios = ("vs bf16", "vs fp32", "vs bnb", "vs ao", "of floor")
-    for name in ("M", *names, *ratios):
+    for name in ("M", *(c.name for c in contestants), *ratios):
         table.add_column(name, justify="right", no_wrap=True)
-    return table
-
-
-def _linear_cells(timings: dict[str, Timing | None], floor: float) -> list[str]:
-    contestants = (*BASIC, *PEERS)
-    cells = [ms(timings[c.name]) if c.installed else "missing" for c in contestants]
-    ours = timings["lowbit bf16"]
-    return [
-        *cells,
-        ratio(timings["torch bf16"], ours),
-        ratio(timings["torch fp32"], timings["lowbit fp32"]),
-        *(ratio(timings.get(peer.name), ours) for peer in PEERS),
-        f"{floor / ours.median:.0%}",
-    ]
-
-
-def sweep(bench: Bench, n: int, depths: Sequence[int], rows: Sequence[int]) -> None:
-    """Is any number of rows slower than a float layer, or than the next larger number?"""
-    table = Table(title=f"sweep over M, N={n}: lowbit ms with bf16 x, ratios", title_justify="left")
-    table.add_column("M", justify="right")
-    cells: dict[int, list[str]] = {m: [] for m in rows}
-    summaries = []
-    for k in depths:
-        layers = ColdLayers(bench, n, k)
-        timings = {}
-        for m in rows:
-            x = sample_rows(m, k)
-            case = {"m": m, "n": n, "k": k}
-            timings[m] = t = bench.race("sweep", case, layers.entries(x), layers.error(x))
-            cells[m] += [ms(t["lowbit bf16"]), *_float_ratios(t)]
-        for name in (f"K={k}", "vs bf16", "vs fp32"):
-            table.add_column(name, justify="right", no_wrap=True)
-        summaries.append(f"K={k}: {_worst(timings)}")
-    for m, row in cells.items():
-        table.add_row(str(m), *row)
+    parameters = layers.next("lowbit bf16").named_parameters()
+    weight_bytes = sum(p.nbytes for name, p in parameters if name != "bias")
+    products = ceiling["int8_products" if bits == 8 else "float_products"]
+    for m in rows:
+        x = sample_rows(m, k)
+        case = {"bits": bits, "m": m, "n": n, "k": k}
+        timings = bench.race("linear", case, layers.entries(x), layers.error(x))
+        floor = max(weight_bytes / ceiling["read"], m * n * k / products)
+        bench.results.append(
+            {"section": "floor", **case, "threads": ceiling["threads"], "seconds": floor}
+        )
+        ours = timings["lowbit bf16"]
+        table.add_row(
+            str(m),
+            *(ms(timings[c.name]) if c.name in timings else "missing" for c in contestants),
+            *_float_ratios(timings),
+            *(ratio(timings.get(peer.name), ours) for peer in PEERS[bits]),
+            f"{floor / ours.median:.0%}",
+        )
     bench.console.print(table)
-    bench.console.print(*summaries, sep="\n", soft_wrap=True)
+
+
+def sweep(
+    bench: Bench, widths: Sequence[int], n: int, depths: Sequence[int], rows: Sequence[int]
+) -> None:
+    """Is any number of rows slower than a float layer, or than the next larger number?"""
+    for bits in widths:
+        title = f"sweep over M, {WEIGHTS[bits]}, N={n}: lowbit ms with bf16 x, ratios"
+        table = Table(title=title, title_justify="left")
+        table.add_column("M", justify="right")
+        cells: dict[int, list[str]] = {m: [] for m in rows}
+        summaries = []
+        for k in depths:
+            layers = ColdLayers(bench, n, k, BASIC[bits])
+            timings = {}
+            for m in rows:
+                x = sample_rows(m, k)
+                case = {"bits": bits, "m": m, "n": n, "k": k}
+                timings[m] = t = bench.race("sweep", case, layers.entries(x), layers.error(x))
+                cells[m] += [ms(t["lowbit bf16"]), *_float_ratios(t)]
+            for name in (f"K={k}", "vs bf16", "vs fp32"):
+                table.add_column(name, justify="right", no_wrap=True)
+            summaries.append(f"K={k}: {_worst(timings)}")
+        for m, row in cells.items():
+            table.add_row(str(m), *row)
+        bench.console.print(table)
+        bench.console.print(*summaries, sep="\n", soft_wrap=True)
 
 
 def _float_ratios(timings: dict[str, Timing | None]) -> tuple[str, str]:
@@ -121,11 +145,13 @@ def _worst(timings: dict[int, dict[str, Timing]]) -> str:
 
 
 def outliers(bench: Bench, m: int, n: int, k: int) -> None:
-    """Outliers that do not share their columns."""
-    table = Table(title=f"outliers, M={m} N={n} K={k}: ms, median (best)", title_justify="left")
-    for name in ("outliers", *(c.name for c in BASIC), "vs bf16", "vs fp32"):
+    """int8 with outliers that do not share their columns."""
+    table = Table(
+        title=f"outliers, int8, M={m} N={n} K={k}: ms, median (best)", title_justify="left"
+    )
+    for name in ("outliers", *(c.name for c in BASIC[8]), "vs bf16", "vs fp32"):
         table.add_column(name, justify="right", no_wrap=True)
-    layers = ColdLayers(bench, n, k)
+    layers = ColdLayers(bench, n, k, BASIC[8])
     large = torch.randn(m, k).sign() * (THRESHOLD + torch.rand(m, k) * 20)
     plain = torch.randn(m, k).clamp(-5, 5)
     eight = torch.rand(m, k).argsort(dim=1) < 8
@@ -140,112 +166,139 @@ def outliers(bench: Bench, m: int, n: int, k: int) -> None:
         x = pattern.to(BF16).to(FP32)
         case = {"outliers": name, "m": m, "n": n, "k": k}
         timings = bench.race("outliers", case, layers.entries(x), layers.error(x))
-        times = (ms(timings[c.name]) for c in BASIC)
+        times = (ms(timings[c.name]) for c in BASIC[8])
         table.add_row(name, *times, *_float_ratios(timings))
     bench.console.print(table)
 
 
-def quantize(bench: Bench, shapes: Sequence[Shape]) -> None:
+def quantize(bench: Bench, widths: Sequence[int], shapes: Sequence[Shape]) -> None:
     """Quantizing a weight, as a fraction of the bytes per second of a copy. The operators allocate
     their results; the copy does not."""
-    table = Table(title="quantize a weight", title_justify="left")
-    for name in ("N x K", "dtype", "call", "ms, median (best)", "GB/s", "of copy_", "of clone"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for n, k in shapes:
-        for dtype in (FP32, BF16):
-            case = {"n": n, "k": k, "dtype": str(dtype).removeprefix("torch.")}
-            for cells in _quantize_rows(bench, case, torch.randn(n, k).to(dtype)):
-                table.add_row(f"{n} x {k}", case["dtype"], *cells)
-    bench.console.print(table)
+    for bits in widths:
+        table = Table(title=f"quantize a weight to {bits} bits", title_justify="left")
+        for name in ("N x K", "dtype", "call", "ms, median (best)", "GB/s", "of copy_", "of clone"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for n, k in shapes:
+            for dtype in (FP32, BF16):
+                case = {"bits": bits, "n": n, "k": k, "dtype": str(dtype).removeprefix("torch.")}
+                for cells in _quantize_rows(bench, case, torch.randn(n, k).to(dtype)):
+                    table.add_row(f"{n} x {k}", case["dtype"], *cells)
+        bench.console.print(table)
 
 
 def _quantize_rows(bench: Bench, case: dict, weight: Tensor) -> list[tuple[str, ...]]:
     ops = torch.ops.lowbit
     cold = _rotate(bench, weight)
     target = torch.empty_like(weight)
-    codebook = torch.arange(-127, 129) / 128
-    entries = [  # clone copies into new memory, as the operators write theirs
-        Entry("copy_", lambda: (target.copy_(next(cold)),), 0.0),
-        Entry("clone", lambda: (next(cold).clone(),), 0.0),
-        Entry("lowbit int8_quantize", lambda: ops.int8_quantize(next(cold)), 0.02),
-        Entry("lowbit int8_quantize_offset", lambda: ops.int8_quantize_offset(next(cold)), 0.02),
-        Entry(
-            "lowbit blockwise_quantize", lambda: ops.blockwise_quantize(next(cold), codebook), 0.02
-        ),
-    ]
-    if find_spec("bitsandbytes"):
-        from bitsandbytes.functional import quantize_blockwise
-
-        def peer() -> tuple[Tensor, Tensor]:
-            q, state = quantize_blockwise(next(cold), codebook, blocksize=256)
-            return q, state.absmax
-
-        entries.append(Entry("bitsandbytes quantize_blockwise", peer, 0.02))
+    copies: Calls = {  # clone copies into new memory, as the operators write theirs
+        "copy_": lambda: (target.copy_(next(cold)),),
+        "clone": lambda: (next(cold).clone(),),
+    }
+    calls = {8: _quantizers_8, 4: _quantizers_4}[case["bits"]](cold)
     expected = weight.double()
 
     def error(result: tuple[Tensor, ...]) -> float:
         if len(result) == 1:
-            return relative_error(result[0], expected)
-        if result[0].dtype == torch.uint8:
-            return relative_error(ops.blockwise_dequantize(*result, codebook), expected)
-        return relative_error(ops.int8_dequantize(*result), expected)
+            back = result[0]
+        elif case["bits"] == 4:
+            back = ops.lut4_dequantize(*result, NF4, weight.shape)
+        elif result[0].dtype == torch.uint8:
+            back = ops.blockwise_dequantize(*result, EIGHT_BITS)
+        else:
+            back = ops.int8_dequantize(*result)
+        return relative_error(back, expected)
 
+    tolerance = TOLERANCES[case["bits"]]
+    entries = [Entry(name, call, 0.0) for name, call in copies.items()]
+    entries += [
+        Entry(name, call, tolerance, not name.startswith("lowbit")) for name, call in calls.items()
+    ]
+    moved = {e.name: weight.nbytes + sum(t.nbytes for t in e.call()) for e in entries}
     timings = bench.race("quantize", case, entries, error)
-    written = {"copy_": weight.nbytes, "clone": weight.nbytes}
-    rates = {
-        name: (weight.nbytes + written.get(name, weight.numel())) / t.median
-        for name, t in timings.items()
-    }
+    rates = {name: moved[name] / t.median for name, t in timings.items() if t}
     return [
         (
             name,
             ms(t),
-            f"{rates[name] / 1e9:.1f}",
-            *(f"{rates[name] / rates[copy]:.0%}" for copy in written),
+            *(
+                (f"{rates[name] / 1e9:.1f}", *(f"{rates[name] / rates[c]:.0%}" for c in copies))
+                if t
+                else ()
+            ),
         )
         for name, t in timings.items()
     ]
 
 
-def grad(bench: Bench, shapes: Sequence[Shape], m: int) -> None:
-    """int8_linear_grad_input beside torch.matmul of the same gradient and a float weight."""
-    title = f"int8_linear_grad_input, M={m}: ms, median (best)"
-    table = Table(title=title, title_justify="left")
-    for name in ("N x K", *(c.name for c in BASIC), "vs bf16", "vs fp32"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for n, k in shapes:
-        weight = (torch.randn(n, k) * 0.02).to(BF16)
-        grad_output = torch.randn(m, n).to(BF16)
-        q, absmax = torch.ops.lowbit.int8_quantize(weight)
-        codes = _rotate(bench, q)
-        entries = []
-        for name, dtype, tolerance in (("bf16", BF16, 0.01), ("fp32", FP32, 1e-5)):
-            entries += [
-                Entry(
-                    f"lowbit {name}",
-                    partial(_grad_input, grad_output.to(dtype), codes, absmax),
-                    0.02,
-                ),
-                Entry(
-                    f"torch {name}",
-                    partial(_matmul, grad_output.to(dtype), _rotate(bench, weight.to(dtype))),
-                    tolerance,
-                ),
-            ]
-        expected = grad_output.double() @ weight[:, ::16].double()
-        error: Callable[[Tensor], float] = partial(_every_16th_error, expected)
-        timings = bench.race("grad", {"m": m, "n": n, "k": k}, entries, error)
-        times = (ms(timings[c.name]) for c in BASIC)
-        table.add_row(f"{n} x {k}", *times, *_float_ratios(timings))
-    bench.console.print(table)
+def _quantizers_8(cold: "cycle[Tensor]") -> Calls:
+    ops = torch.ops.lowbit
+    calls: Calls = {
+        "lowbit int8_quantize": lambda: ops.int8_quantize(next(cold)),
+        "lowbit int8_quantize_offset": lambda: ops.int8_quantize_offset(next(cold)),
+        "lowbit blockwise_quantize": lambda: ops.blockwise_quantize(next(cold), EIGHT_BITS),
+    }
+    if find_spec("bitsandbytes"):
+        from bitsandbytes.functional import quantize_blockwise
+
+        def peer() -> tuple[Tensor, Tensor]:
+            q, state = quantize_blockwise(next(cold), EIGHT_BITS, blocksize=256)
+            return q, state.absmax
+
+        calls["bitsandbytes quantize_blockwise"] = peer
+    return calls
 
 
-def _grad_input(grad_output: Tensor, codes: "cycle[Tensor]", absmax: Tensor) -> Tensor:
-    return torch.ops.lowbit.int8_linear_grad_input(grad_output, next(codes), absmax)
+def _quantizers_4(cold: "cycle[Tensor]") -> Calls:
+    calls: Calls = {"lowbit lut4_quantize": lambda: torch.ops.lowbit.lut4_quantize(next(cold), NF4)}
+    if find_spec("bitsandbytes"):
+        from bitsandbytes.functional import quantize_4bit
+
+        def peer() -> tuple[Tensor, Tensor]:
+            packed, state = quantize_4bit(next(cold), blocksize=64, quant_type="nf4")
+            return packed, state.absmax
+
+        calls["bitsandbytes quantize_4bit"] = peer
+    return calls
 
 
-def _matmul(grad_output: Tensor, weights: "cycle[Tensor]") -> Tensor:
-    return grad_output @ next(weights)
+def grad(bench: Bench, widths: Sequence[int], shapes: Sequence[Shape], m: int) -> None:
+    """The gradient for x beside torch.matmul of the same gradient and a float weight."""
+    for bits in widths:
+        title = f"gradient for x, {WEIGHTS[bits]}, M={m}: ms, median (best)"
+        table = Table(title=title, title_justify="left")
+        for name in ("N x K", *(c.name for c in BASIC[bits]), "vs bf16", "vs fp32"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for n, k in shapes:
+            layers = ColdLayers(bench, n, k, BASIC[bits])
+            grad_output = torch.randn(m, n).to(BF16).to(FP32)
+            expected = grad_output.double() @ layers.float.weight[:, ::16].double()
+            timings = bench.race(
+                "grad",
+                {"bits": bits, "m": m, "n": n, "k": k},
+                layers.entries(grad_output, _grad_input),
+                partial(_every_16th_error, expected),
+            )
+            times = (ms(timings[c.name]) for c in BASIC[bits])
+            table.add_row(f"{n} x {k}", *times, *_float_ratios(timings))
+        bench.console.print(table)
+
+
+def _grad_input(layer: nn.Module, grad_output: Tensor) -> Tensor:
+    if isinstance(layer, lowbit.nn.Int8Linear):
+        return torch.ops.lowbit.int8_linear_grad_input(grad_output, layer.weight, layer.absmax)
+    if isinstance(layer, lowbit.nn.LUT4Linear):
+        return torch.ops.lowbit.lut4_linear_grad_input(
+            grad_output,
+            layer.weight,
+            layer.absmax,
+            NF4,
+            layer.in_features,
+            layer.blocksize,
+            layer.nested_absmax,
+            DYNAMIC_MAP,
+            layer.nested_offset,
+        )
+    return grad_output @ layer.weight
 
 
 def _every_16th_error(expected: Tensor, y: Tensor) -> float:

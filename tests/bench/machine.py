@@ -2,6 +2,7 @@
 """The machine, and the ceilings that results are held against."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ ENVIRONMENT = (
     "OMP_NUM_THREADS",
 )
 READ_LABEL = "DRAM read, best of torch.sum and torch.dot"
-PRODUCT_LABEL = "int8 products in cache, best of lowbit int8_matmul and torch._int_mm"
+INT8_LABEL = "int8 products in cache, best of lowbit int8_matmul and torch._int_mm"
+FLOAT_LABEL = "float products in cache, best of torch.matmul in bf16 and fp32"
 
 
 def describe() -> dict[str, str]:
@@ -41,8 +43,8 @@ def last_level_cache() -> int:
 
 
 def ceilings(read_bytes: int, seconds: float) -> dict[str, Any]:
-    """Bytes and int8 multiply-adds per second with torch's current threads, as measured by the
-    fastest call at hand: a machine may be capable of a little more."""
+    """Bytes and multiply-adds per second with torch's current threads, as measured by the fastest
+    call at hand: a machine may be capable of a little more."""
     numbers = torch.ones(read_bytes // 4)
     m, n, k = 512, 512, 1024
     a, b = torch.ones(m, k, dtype=torch.int8), torch.ones(n, k, dtype=torch.int8)
@@ -50,15 +52,23 @@ def ceilings(read_bytes: int, seconds: float) -> dict[str, Any]:
         {"sum": numbers.sum, "dot": lambda: torch.dot(numbers, numbers)},
         seconds,
     )
-    products = interleave(
+    int8_products = interleave(
         {
             "lowbit": lambda: torch.ops.lowbit.int8_matmul(a, b),
             "torch": lambda: torch._int_mm(a, b.t()),
         },
         seconds,
     )
+    float_products = interleave(
+        {
+            str(dtype): partial(torch.matmul, a.to(dtype), b.to(dtype).t())
+            for dtype in (torch.bfloat16, torch.float32)
+        },
+        seconds,
+    )
     return {
         "threads": torch.get_num_threads(),
         "read": read_bytes / min(t.best for t in reads.values()),
-        "products": m * n * k / min(t.best for t in products.values()),
+        "int8_products": m * n * k / min(t.best for t in int8_products.values()),
+        "float_products": m * n * k / min(t.best for t in float_products.values()),
     }

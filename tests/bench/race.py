@@ -36,6 +36,10 @@ class Timing:
     best: float
     calls: int
 
+    @classmethod
+    def of(cls, taken: Sequence[float]) -> "Timing":
+        return cls(statistics.median(taken), min(taken), len(taken))
+
 
 @dataclass
 class Bench:
@@ -49,6 +53,11 @@ class Bench:
     ceilings: list[dict[str, Any]] = field(default_factory=list)
     results: list[dict[str, Any]] = field(default_factory=list)
 
+    def show(self, what: str) -> None:
+        """As what is going on."""
+        self.progress.update(self.progress.task_ids[0], description=what)
+        self.progress.refresh()
+
     def race(
         self,
         section: str,
@@ -58,8 +67,7 @@ class Bench:
     ) -> dict[str, Timing | None]:
         """Checks each entry's result by `error`, then times them. None: it was wrong."""
         where = " ".join(f"{name}={value}" for name, value in case.items())
-        self.progress.update(self.progress.task_ids[0], description=f"{section} {where}")
-        self.progress.refresh()
+        self.show(f"{section} {where}")
         errors = {entry.name: error(entry.call()) for entry in entries}
         # written so that a NaN is wrong too
         right = [entry for entry in entries if errors[entry.name] <= entry.tolerance]
@@ -95,7 +103,7 @@ def interleave(calls: dict[str, Callable[[], Any]], seconds: float) -> dict[str,
             taken.append(perf_counter() - start)
             if len(taken) >= MOST_CALLS or (len(taken) >= LEAST_CALLS and sum(taken) >= seconds):
                 del running[name]
-    return {name: Timing(statistics.median(t), min(t), len(t)) for name, t in times.items()}
+    return {name: Timing.of(taken) for name, taken in times.items()}
 
 
 def relative_error(y: Tensor, expected: Tensor) -> float:

@@ -22,6 +22,7 @@ extern "C" {
     LOWBIT_DECLARE_##isa(lowbit_dense_gemm_ukernel,                                                \
                          lowbit_dense_gemm_ukernel_##type##_##mr##x##nr##__##isa)
 #include "../../kernels/cpu/dense/gemm.inc"
+LOWBIT_DECLARE_amx(decltype(lowbit_dense_tiles__amx), lowbit_dense_tiles__amx)
 }
 #endif
 
@@ -377,5 +378,37 @@ TEST_P(GemmBf16, IsWithinRounding) {
 }
 
 INSTANTIATE_TEST_SUITE_P(, GemmBf16, testing::ValuesIn(dense_rows().gemm[bf16]), VariantName());
+
+// ---------------------------------------------------------------------------------------------
+
+using Tiles = Variant<decltype(lowbit_dense_tiles__amx)>;
+
+std::vector<Tiles> tiles() {
+    std::vector<Tiles> variants;
+    add_variants(variants, "tiles__amx", LOWBIT_ISA_AMX, lowbit_dense_tiles__amx,
+                 LOWBIT_EMULATED_amx(lowbit_dense_tiles__amx));
+    return variants;
+}
+
+class TilesTest : public UkernelTest<Tiles> {};
+
+TEST_P(TilesTest, FollowsTheLayout) {
+    Random random(8);
+    for (size_t m = 1; m <= 16; m++)
+        for (size_t bytes : {0, 64, 128, 192, 1024}) {
+            const size_t stride = bytes + 64 * random.below(3);
+            const Array<uint8_t> x((m - 1) * stride + bytes), have(16 * bytes), want(16 * bytes);
+            for (size_t i = 0; i < x.size(); i++)
+                x[i] = (uint8_t)random.bits();
+            for (size_t i = 0; i < 16; i++)
+                for (size_t b = 0; b < bytes; b++)
+                    want[b / 64 * 1024 + b % 64 / 4 * 64 + i * 4 + b % 4] =
+                        i < m ? x[i * stride + b] : (uint8_t)0;
+            GetParam().run(m, bytes, x.data(), stride, have.data());
+            ASSERT_TRUE(same_bits(want, have)) << "m " << m << ", bytes " << bytes;
+        }
+}
+
+INSTANTIATE_TEST_SUITE_P(, TilesTest, testing::ValuesIn(tiles()), VariantName());
 
 } // namespace

@@ -293,30 +293,34 @@ TEST(Dispatch, ChoosesTheFirstOfTheBlockwiseKernels) {
 
 struct Lut4Row {
     std::string name, isa_name, arrange;
-    uint32_t isa;
+    uint32_t isa, unless;
     lowbit_float type;
     size_t mr, nr, m_min, m_max, least_blocksize;
+    lowbit_lut4_x_layout x_layout;
     lowbit_lut4_gemm_ukernel *run;
 
     // A gemm of floats takes x of every type, one of bf16 numbers only that.
     bool serves(uint32_t mask, lowbit_float x, size_t m, size_t k, size_t blocksize) const {
-        return isa & mask && (type == f32 || x == type) && m >= m_min && m <= m_max &&
-               blocksize >= least_blocksize && k % blocksize == 0;
+        return isa & mask && !(unless & mask) && (type == f32 || x == type) && m >= m_min &&
+               m <= m_max && blocksize >= least_blocksize && k % blocksize == 0;
     }
 };
 
 const Lut4Row lut4_rows[] = {
-#define LOWBIT_LUT4_GEMM(type, mr, nr, isa, ISA, m_min, m_max, blocksize, arrange)                 \
+#define LOWBIT_LUT4_GEMM(type, mr, nr, isa, ISA, m_min, m_max, blocksize, arrange, x_layout,       \
+                         unless)                                                                   \
     {#type "_" #mr "x" #nr "__" #isa,                                                              \
      #isa,                                                                                         \
      #arrange,                                                                                     \
      ISA,                                                                                          \
+     unless,                                                                                       \
      type,                                                                                         \
      mr,                                                                                           \
      nr,                                                                                           \
      m_min,                                                                                        \
      m_max,                                                                                        \
      blocksize,                                                                                    \
+     LOWBIT_LUT4_##x_layout,                                                                       \
      lowbit_lut4_gemm_ukernel_##type##_##mr##x##nr##__##isa},
 #include "../../kernels/cpu/lut4/gemm.inc"
 };
@@ -331,7 +335,10 @@ TEST(Lut4Table, RowsAgreeWithTheirNames) {
         EXPECT_TRUE(names.insert(row.name).second) << "two rows of one name";
         ASSERT_NE(lowbit_cpu_isa_name(row.isa), nullptr);
         EXPECT_EQ(row.isa_name, lowbit_cpu_isa_name(row.isa));
-        EXPECT_EQ(row.nr, (size_t)LOWBIT_LUT4_TILE_N);
+        EXPECT_TRUE(row.unless == 0 || lowbit_cpu_isa_name(row.unless));
+        EXPECT_TRUE(row.x_layout == LOWBIT_LUT4_ROWS || row.mr % LOWBIT_LUT4_UNIT_M == 0);
+        EXPECT_TRUE(row.x_layout == LOWBIT_LUT4_ROWS || row.type == bf16) << "tiles hold halves";
+        EXPECT_LE(row.m_max, 32u) << "lut4_linear has room for no more sums";
         EXPECT_GE(row.m_min, 1u);
         EXPECT_LE(row.m_min, row.m_max);
         EXPECT_GE(row.least_blocksize, 32u);
@@ -383,12 +390,32 @@ TEST(Dispatch, ChoosesTheFirstLut4GemmThatServes) {
                         ASSERT_EQ(have->m_min, want->m_min);
                         ASSERT_EQ(have->m_max, want->m_max);
                         ASSERT_EQ(have->least_blocksize, want->least_blocksize);
+                        ASSERT_EQ(have->x_layout, want->x_layout);
                         ASSERT_EQ(have->run, want->run);
                         ASSERT_NE(have->arrange[x], nullptr);
                         chosen.insert(have->name);
                     }
     for (const Lut4Row &row : lut4_rows)
         EXPECT_TRUE(chosen.count(row.name)) << row.name << " never runs";
+}
+
+// What a processor with AMX multiplies bf16 numbers with, and one that has AVX-512 BF16 without it.
+TEST(Dispatch, PrefersFloatsToSlowDotProducts) {
+    uint32_t with_amx = 0;
+    for (uint32_t bit = 1; lowbit_cpu_isa_name(bit); bit <<= 1)
+        with_amx |= bit;
+    for (uint32_t mask : {with_amx, with_amx & ~(uint32_t)LOWBIT_ISA_AMX})
+        for (size_t m = 1; m <= 33; m++) {
+            const bool amx = mask & LOWBIT_ISA_AMX;
+            const char *want = amx       ? m <= 2    ? "f32_8x16__avx512vnni"
+                                           : m <= 32 ? "bf16_32x32__amx"
+                                                     : nullptr
+                               : m <= 16 ? "bf16_8x16__avx512bf16"
+                                         : nullptr;
+            const lowbit_lut4_gemm *have =
+                lowbit_lut4_select_gemm(mask, LOWBIT_BFLOAT16, m, 4096, 64);
+            EXPECT_STREQ(have ? have->name : nullptr, want) << "m " << m << ", amx " << amx;
+        }
 }
 
 TEST(Dispatch, ChoosesTheFirstOfTheOtherLut4Kernels) {

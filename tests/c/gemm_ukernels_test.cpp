@@ -12,7 +12,6 @@ extern "C" {
 #define LOWBIT_GEMM(mr, nr, isa, ISA, m_min, m_max, x_layout, pack, full_range)                    \
     LOWBIT_DECLARE_##isa(lowbit_int8_gemm_ukernel, lowbit_int8_gemm_ukernel_##mr##x##nr##__##isa)
 #include "../../kernels/cpu/int8/gemm.inc"
-LOWBIT_DECLARE_amx(decltype(lowbit_int8_tiles__amx), lowbit_int8_tiles__amx)
 }
 #endif
 
@@ -164,37 +163,5 @@ TEST_P(GemmTest, ExtremeCodes) {
 }
 
 INSTANTIATE_TEST_SUITE_P(, GemmTest, testing::ValuesIn(gemms()), VariantName());
-
-// ---------------------------------------------------------------------------------------------
-
-using Tiles = Variant<decltype(lowbit_int8_tiles__amx)>;
-
-std::vector<Tiles> tiles() {
-    std::vector<Tiles> variants;
-    add_variants(variants, "tiles__amx", LOWBIT_ISA_AMX, lowbit_int8_tiles__amx,
-                 LOWBIT_EMULATED_amx(lowbit_int8_tiles__amx));
-    return variants;
-}
-
-class TilesTest : public UkernelTest<Tiles> {};
-
-TEST_P(TilesTest, FollowsTheLayout) {
-    Random random(8);
-    for (size_t m = 1; m <= 16; m++)
-        for (size_t k : {0, 64, 128, 192, 1024}) {
-            const size_t stride = k + 64 * random.below(3);
-            const Array<int8_t> q((m - 1) * stride + k), have(16 * k), want(16 * k);
-            for (size_t i = 0; i < q.size(); i++)
-                q[i] = (int8_t)random.bits();
-            for (size_t i = 0; i < 16; i++)
-                for (size_t j = 0; j < k; j++)
-                    want[j / 64 * 1024 + j % 64 / 4 * 64 + i * 4 + j % 4] =
-                        i < m ? q[i * stride + j] : (int8_t)0;
-            GetParam().run(m, k, q.data(), stride, have.data());
-            ASSERT_TRUE(same_bits(want, have)) << "m " << m << ", k " << k;
-        }
-}
-
-INSTANTIATE_TEST_SUITE_P(, TilesTest, testing::ValuesIn(tiles()), VariantName());
 
 } // namespace

@@ -20,7 +20,8 @@ extern "C" {
 #define LOWBIT_LUT4_ARRANGE(from, to, isa)                                                         \
     LOWBIT_DECLARE_##isa(lowbit_lut4_arrange_ukernel,                                              \
                          lowbit_lut4_arrange_ukernel_##from##_##to##__##isa)
-#define LOWBIT_LUT4_GEMM(type, mr, nr, isa, ISA, m_min, m_max, blocksize, arrange)                 \
+#define LOWBIT_LUT4_GEMM(type, mr, nr, isa, ISA, m_min, m_max, blocksize, arrange, x_layout,       \
+                         unless)                                                                   \
     LOWBIT_DECLARE_##isa(lowbit_lut4_gemm_ukernel,                                                 \
                          lowbit_lut4_gemm_ukernel_##type##_##mr##x##nr##__##isa)
 #include "../../kernels/cpu/lut4/gemm.inc"
@@ -31,6 +32,7 @@ struct Gemm : Variant<lowbit_lut4_gemm_ukernel> {
     lowbit_float type;
     size_t mr, nr, least_blocksize;
     lowbit_lut4_arrange_ukernel *arrange[3]; // by x's type; null where it takes another
+    lowbit_lut4_x_layout x_layout;
 };
 
 // The arrange functions for a gemm of a type, and their emulated copies.
@@ -71,14 +73,16 @@ struct Rows {
                 gemm.push_back(row);
             }
         };
-#define LOWBIT_LUT4_GEMM(type, mr, nr, isa, ISA, m_min, m_max, blocksize, arrange)                 \
+#define LOWBIT_LUT4_GEMM(type, mr, nr, isa, ISA, m_min, m_max, blocksize, arrange, x_layout,       \
+                         unless)                                                                   \
     add_gemm({{#type "_" #mr "x" #nr "__" #isa, ISA,                                               \
                lowbit_lut4_gemm_ukernel_##type##_##mr##x##nr##__##isa, false},                     \
               type,                                                                                \
               mr,                                                                                  \
               nr,                                                                                  \
               blocksize,                                                                           \
-              LOWBIT_ARRANGE_##type(LOWBIT_NATIVE, arrange)},                                      \
+              LOWBIT_ARRANGE_##type(LOWBIT_NATIVE, arrange),                                       \
+              LOWBIT_LUT4_##x_layout},                                                             \
              LOWBIT_EMULATED_##isa(lowbit_lut4_gemm_ukernel_##type##_##mr##x##nr##__##isa),        \
              LOWBIT_ARRANGE_##type(LOWBIT_EMULATED, arrange));
 #include "../../kernels/cpu/lut4/gemm.inc"
@@ -278,6 +282,11 @@ class Lut4Gemm : public UkernelTest<Gemm> {
         Array<float> codebook, s, acc;
     };
 
+    // Rows of arranged x that lie in one piece.
+    static size_t rows_together() {
+        return GetParam().x_layout == LOWBIT_LUT4_TILES ? LOWBIT_LUT4_UNIT_M : 1;
+    }
+
     static size_t round_up(size_t value, size_t multiple) {
         return (value + multiple - 1) / multiple * multiple;
     }
@@ -288,7 +297,8 @@ class Lut4Gemm : public UkernelTest<Gemm> {
         const Gemm &row = GetParam();
         const GuardedBuffer::Side side = random.pick(sides);
         const size_t width = round_up(k, LOWBIT_LUT4_X_ALIGN) * lowbit_float_size(row.type);
-        const size_t x_stride = width + 64 * random.below(3), blocks = k / blocksize;
+        const size_t together = rows_together(), units = (m + together - 1) / together;
+        const size_t x_stride = together * width + 64 * random.below(3), blocks = k / blocksize;
         const size_t s_stride = blocks + random.below(3), acc_stride = n + random.below(3);
         Product p{m,
                   n,
@@ -298,7 +308,7 @@ class Lut4Gemm : public UkernelTest<Gemm> {
                   x_stride,
                   s_stride,
                   acc_stride,
-                  Array<unsigned char>((m - 1) * x_stride + width, side),
+                  Array<unsigned char>((units - 1) * x_stride + together * width, side),
                   Array<uint8_t>(n * (k / 2), side),
                   Array<float>(16, side),
                   Array<float>((n - 1) * s_stride + blocks, side),
@@ -319,10 +329,18 @@ class Lut4Gemm : public UkernelTest<Gemm> {
     }
 
     void run(const Product &p) {
+        const size_t width =
+            round_up(p.k, LOWBIT_LUT4_X_ALIGN) * lowbit_float_size(GetParam().type);
+        if (rows_together() > 1)
+            std::memset(p.arranged.data(), 0, p.arranged.bytes());
         for (size_t i = 0; i < p.m; i++) {
-            std::memset(p.arranged.data() + i * p.x_stride, 0x7f,
-                        round_up(p.k, LOWBIT_LUT4_X_ALIGN) * lowbit_float_size(GetParam().type));
-            GetParam().arrange[x_type(p)](p.k, p.x[i].data(), p.arranged.data() + i * p.x_stride);
+            const Array<unsigned char> row(width);
+            std::memset(row.data(), 0x7f, width);
+            GetParam().arrange[x_type(p)](p.k, p.x[i].data(), row.data());
+            unsigned char *to = p.arranged.data() + i / rows_together() * p.x_stride;
+            for (size_t b = 0; b < width; b++)
+                to[rows_together() > 1 ? b / 64 * 1024 + b % 64 / 4 * 64 + i % 16 * 4 + b % 4 : b] =
+                    row[b];
         }
         lowbit_lut4_gemm_args args = {};
         args.m = p.m;
@@ -337,6 +355,11 @@ class Lut4Gemm : public UkernelTest<Gemm> {
         args.blocksize = p.blocksize;
         args.acc = p.acc.data();
         args.acc_stride = p.acc_stride;
+        const Array<uint8_t> next(random.below(4 * p.n * p.k + 1));
+        if (random.one_in(2)) {
+            args.prefetch = next.data();
+            args.prefetch_size = next.size();
+        }
         GetParam().run(&args);
         for (size_t i = 0; i < p.acc.size(); i++)
             if (i % p.acc_stride >= p.n) {

@@ -36,7 +36,8 @@ def test_info() -> None:
     assert rows["instruction sets"].split(" (")[0].split(", ") == isa_levels()
     known = [name for _, name in _library.isa_levels()]
     for m in (1, 8, 512):
-        assert rows[f"int8_linear, M = {m}"].rpartition("__")[2] in known
+        for kernel in ("int8_linear", "lut4_linear, float32", "lut4_linear, bfloat16"):
+            assert rows[f"{kernel}, M = {m}"].rpartition("__")[2] in known
     assert {"threads", "CUDA", "processor", "transformers", "library"} <= rows.keys()
 
 
@@ -44,13 +45,30 @@ def test_info_shows_a_cap_and_a_wrong_one() -> None:
     rows = info(LOWBIT_CPU_ISA="scalar")
     assert rows["instruction sets"].strip() == "scalar (capped by LOWBIT_CPU_ISA=scalar)"
     assert rows["int8_linear, M = 8"].endswith("__scalar")
+    assert rows["lut4_linear, bfloat16, M = 8"].endswith("__scalar")
     assert "'sse9'" in info(LOWBIT_CPU_ISA="sse9")["instruction sets"]
 
 
-def test_an_operator_refuses_an_unknown_cap() -> None:
-    call = "import torch, lowbit; torch.ops.lowbit.int8_quantize(torch.ones(2, 2))"
-    result = run("-c", call, LOWBIT_CPU_ISA="sse9")
-    assert result.returncode != 0
+@pytest.mark.parametrize(
+    "call",
+    [
+        "int8_quantize(x)",
+        "int8_linear(x, torch.ones(2, 64, dtype=torch.int8), torch.ones(2))",
+        "lut4_quantize(x, table)",
+        "lut4_dequantize(packed, torch.ones(2), table, [2, 64])",
+        "lut4_linear(x, packed, torch.ones(2), table)",
+        "lut4_linear_grad_input(torch.ones(2, 2), packed, torch.ones(2), table, 64)",
+        "blockwise_quantize(x, lowbit.codebooks.dynamic_map())",
+    ],
+)
+def test_an_operator_refuses_an_unknown_cap(call: str) -> None:
+    code = """
+import torch, lowbit
+x, packed = torch.ones(2, 64), torch.zeros(64, dtype=torch.uint8)
+table = lowbit.codebooks.get("nf4")
+torch.ops.lowbit."""
+    result = run("-c", code + call, LOWBIT_CPU_ISA="sse9")
+    assert result.returncode == 1
     assert "LOWBIT_CPU_ISA" in result.stderr
     assert "sse9" in result.stderr
 

@@ -6,6 +6,7 @@ import io
 import lowbit
 import pytest
 import torch
+from lowbit import codebooks
 from lowbit.nn import Int8Linear, LowbitLinear, LUT4Linear
 from reference import same_bits
 from torch import Tensor, nn
@@ -127,3 +128,16 @@ def test_layers_of_other_codebooks_do_not_recompile() -> None:
     frames = counter.frame_count
     assert same_bits(compiled(x), expected)
     assert counter.frame_count == frames
+
+
+def test_compiled_before_it_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a layer of a loaded checkpoint may be: nothing that its first call makes compiles anew."""
+    monkeypatch.setattr(codebooks, "_SHARED", {})
+    layer = LUT4Linear(32, 48, codebook="af4", blocksize=32)
+    layer.set_quantized(**one_layer("nf4").quantize_weight(torch.randn(48, 32)))
+    check_rows(layer, "aot_eager", dynamic=True)
+    codebooks._SHARED.clear()  # as on another device
+    torch._dynamo.reset()
+    x = torch.randn(4, 32)
+    assert same_bits(torch.compile(layer, backend="aot_eager", fullgraph=True)(x), layer(x))
+    assert all(type(table) is Tensor for table in codebooks._SHARED.values())

@@ -111,6 +111,14 @@ def test_quantize_weight_and_set_quantized(layer: LowbitLinear) -> None:
     layer.set_quantized(**parts)
     assert not any(p.requires_grad for p in layer.parameters())
     torch.testing.assert_close(layer.dequantize(), other, atol=0.6, rtol=0)
+    before = bits(layer)
+    for change, message in (
+        (lambda t: t[None], "absmax has shape"),
+        (lambda t: t.to(torch.int32), "absmax has dtype torch.int32, expected"),
+    ):
+        with pytest.raises(ValueError, match=f"set_quantized: {message}"):
+            layer.set_quantized(**{**parts, "absmax": change(parts["absmax"])})
+        assert unchanged(layer, before)
     parts.pop("absmax")
     with pytest.raises(ValueError, match=r"set_quantized: given .*, expected absmax"):
         layer.set_quantized(**parts)

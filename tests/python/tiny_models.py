@@ -2,6 +2,7 @@
 """Small random models of the shapes that matter, built from configurations, saved in float; and
 what tests do to saved models."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -156,35 +157,17 @@ def spoil(folder: Path, key: str, change: Callable[[Tensor], Tensor | None]) -> 
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-PEAK = """
-import sys, torch, lowbit
-from pathlib import Path
-from transformers import AutoModelForCausalLM
-from lowbit.integrations.transformers import LowbitConfig
-from safetensors import safe_open
-
-def status(key):
-    return int(Path("/proc/self/status").read_text().split(key)[1].split()[0]) * 1024
-
-config = LowbitConfig(bits=int(sys.argv[3]))
-options = {"quantization_config": config, "dtype": torch.bfloat16}
-AutoModelForCausalLM.from_pretrained(sys.argv[1], **options)
-Path("/proc/self/clear_refs").write_text("5")
-anonymous, everything = status("RssAnon:"), status("VmRSS:")
-model = AutoModelForCausalLM.from_pretrained(sys.argv[2], **options)
-print(model.get_memory_footprint(), status("RssAnon:") - anonymous, status("VmHWM:") - everything)
-"""
+LOAD = Path(__file__).parents[1] / "bench" / "load.py"
 
 
 def load_in_a_process(warm_up: str, folder: Path, bits: int) -> tuple[int, int, int]:
-    """Bytes of the model, kept by the process after loading it, and at the peak.
+    """Bytes of the model, kept by the process after loading it, and at the peak; see LOAD.
 
     The file is read through a memory map, which counts as resident and is taken off."""
     result = subprocess.run(
-        [sys.executable, "-c", PEAK, warm_up, str(folder), str(bits)],
-        capture_output=True,
-        text=True,
+        [sys.executable, LOAD, warm_up, folder, str(bits)], capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    footprint, kept, peak = map(int, result.stdout.split())
-    return footprint, kept, peak - (folder / "model.safetensors").stat().st_size
+    found = json.loads(result.stdout)
+    mapped = (folder / "model.safetensors").stat().st_size
+    return found["footprint"], found["kept"], found["peak"] - mapped

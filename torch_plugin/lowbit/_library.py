@@ -54,6 +54,8 @@ def c_api() -> ctypes.CDLL:
     library.lowbit_cpu_isa_cap.restype = ctypes.c_int
     library.lowbit_int8_linear_ukernel.argtypes = [ctypes.c_size_t, ctypes.c_size_t]
     library.lowbit_int8_linear_ukernel.restype = ctypes.c_char_p
+    library.lowbit_lut4_linear_ukernel.argtypes = [ctypes.c_int, *[ctypes.c_size_t] * 3]
+    library.lowbit_lut4_linear_ukernel.restype = ctypes.c_char_p
     library.lowbit_last_error.restype = ctypes.c_char_p
     return library
 

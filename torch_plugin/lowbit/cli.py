@@ -14,6 +14,8 @@ from lowbit import _library
 _COMPANIONS = ("transformers", "accelerate", "peft", "bitsandbytes", "torchao")
 _EXAMPLE_ROWS = (1, 4, 8, 16, 64, 512)
 _EXAMPLE_K = 4096
+_EXAMPLE_BLOCKSIZE = 64
+_DTYPES = {"float32": 0, "bfloat16": 2}  # lowbit_dtype
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -38,7 +40,20 @@ def info() -> Iterator[tuple[str, str]]:
     yield "processor", _processor()
     yield "instruction sets", _instruction_sets()
     for m in _EXAMPLE_ROWS:
-        yield f"int8_linear, M = {m}", _kernel(m)
+        yield (
+            f"int8_linear, M = {m}",
+            _name(_library.c_api().lowbit_int8_linear_ukernel(m, _EXAMPLE_K)),
+        )
+    for dtype, code in _DTYPES.items():
+        for m in _EXAMPLE_ROWS:
+            yield (
+                f"lut4_linear, {dtype}, M = {m}",
+                _name(
+                    _library.c_api().lowbit_lut4_linear_ukernel(
+                        code, m, _EXAMPLE_K, _EXAMPLE_BLOCKSIZE
+                    )
+                ),
+            )
     yield "threads", f"{torch.get_num_threads()} of {os.cpu_count()} processors"
     yield "CUDA", _cuda()
 
@@ -72,9 +87,8 @@ def _instruction_sets() -> str:
     return ", ".join(names) + (f" (capped by LOWBIT_CPU_ISA={cap})" if cap else "")
 
 
-def _kernel(m: int) -> str:
-    name = _library.c_api().lowbit_int8_linear_ukernel(m, _EXAMPLE_K)
-    return name.decode() if name else "none"
+def _name(kernel: bytes | None) -> str:
+    return kernel.decode() if kernel else "none"
 
 
 def _cuda() -> str:

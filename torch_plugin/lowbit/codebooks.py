@@ -97,7 +97,8 @@ def get(codebook: str | Iterable[float] | Tensor) -> Tensor:
 
     codebook: a name in BY_NAME, or any 16 finite values. ValueError: neither.
     """
-    return _build(key(codebook), torch.device("cpu"))
+    known = key(codebook)
+    return _tensor(BY_NAME.get(known, known), torch.device("cpu"))
 
 
 def key(codebook: str | Iterable[float] | Tensor) -> str | tuple[float, ...]:
@@ -117,6 +118,21 @@ def key(codebook: str | Iterable[float] | Tensor) -> str | tuple[float, ...]:
     return rounded
 
 
+def _dynamic_values(signed: bool) -> tuple[float, ...]:
+    values = [0.0, 1.0]
+    for i in range(7):
+        bins = 2 ** (i if signed else i + 1)
+        edges = torch.linspace(0.1, 1, bins + 1, dtype=torch.float32, device="cpu")
+        centres = 10 ** (i - 6) * ((edges[:-1] + edges[1:]) / 2)
+        values += centres.tolist()
+        if signed:
+            values += (-centres).tolist()
+    return tuple(sorted(values))
+
+
+_DYNAMIC_VALUES = {signed: _dynamic_values(signed) for signed in (True, False)}
+
+
 def dynamic_map(signed: bool = True) -> Tensor:
     """The 256 values of the dynamic tree type of 8-bit optimizers (arXiv:2110.02861), ascending,
     float32 on the CPU.
@@ -124,35 +140,28 @@ def dynamic_map(signed: bool = True) -> Tensor:
     Seven decades, from 1e-6 to 1: decade i is split into 2^i bins for each sign (signed), or
     2^(i+1) bins, and holds their centres; then 0 and 1. There is no -1.
     """
-    values = [0.0, 1.0]
-    for i in range(7):
-        edges = torch.linspace(0.1, 1, 2 ** (i if signed else i + 1) + 1, dtype=torch.float32)
-        centres = 10 ** (i - 6) * ((edges[:-1] + edges[1:]) / 2)
-        values += centres.tolist()
-        if signed:
-            values += (-centres).tolist()
-    return torch.tensor(sorted(values), dtype=torch.float32, device="cpu")
+    return _tensor(_DYNAMIC_VALUES[signed], torch.device("cpu"))
 
 
+DYNAMIC = "dynamic"  # dynamic_map(), in shared()
 _SHARED: dict[tuple[str, torch.device], Tensor] = {}
-DYNAMIC = "dynamic"
 
 
 def shared(codebook: str | tuple[float, ...], device: torch.device) -> Tensor:
-    """The tensor of a key() on a device, one for the whole process: layers own no copy. "dynamic"
-    is dynamic_map()."""
+    """The tensor of a key() or of DYNAMIC on a device, one for the whole process: layers own no
+    copy."""
     place = (repr(codebook), device)  # repr tells -0.0 from 0.0
     if place not in _SHARED:
-        table = _build(codebook, device)
+        if codebook == DYNAMIC:
+            table = _tensor(_DYNAMIC_VALUES[True], device)
+        else:
+            table = _tensor(BY_NAME.get(codebook, codebook), device)
         if type(table) is not Tensor:
             return table  # of a tracer's own kind: it must not outlive the tracing
         _SHARED[place] = table
     return _SHARED[place]
 
 
-def _build(codebook: str | tuple[float, ...], device: torch.device) -> Tensor:
+def _tensor(values: tuple[float, ...], device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # autograd saves them for the backward
-        if codebook == DYNAMIC:
-            return dynamic_map().to(device)
-        values = BY_NAME[codebook] if isinstance(codebook, str) else codebook
         return torch.tensor(values, dtype=torch.float32, device=device)

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: MIT
-// The product of bf16 numbers with AMX. ukernels.h says what it computes.
+// The product of bf16 numbers with AMX, and tiles for it and others. ukernels.h says what each does.
 
 #include "ukernels.h"
 #include "../common/amx.h"
+#include "../common/avx512.h"
 
 #include <stdbool.h>
 
+enum { ROWS = LOWBIT_AMX_ROWS, ROW_BYTES = LOWBIT_AMX_ROW_BYTES };
+
 // 2 x 2 tiles, loaded from start and stored to sum.
 void lowbit_dense_gemm_ukernel_bf16_32x32__amx(const struct lowbit_dense_gemm_args *a) {
-    enum { ROWS = LOWBIT_AMX_ROWS };
     const bool two = a->m > ROWS;
     const size_t x_bytes = a->x_stride * sizeof(uint16_t), row_bytes = a->stride * sizeof(float);
     const size_t start_bytes = a->start_stride * sizeof(float);
@@ -44,4 +46,17 @@ void lowbit_dense_gemm_ukernel_bf16_32x32__amx(const struct lowbit_dense_gemm_ar
         }
     }
     _tile_release();
+}
+
+void lowbit_dense_tiles__amx(size_t m, size_t bytes, const void *x, size_t x_stride, void *tiles) {
+    const char *from = x;
+    char *to = tiles;
+    for (size_t k = 0; k < bytes; k += ROW_BYTES) {
+        __m512i r[ROWS];
+        for (size_t i = 0; i < ROWS; i++)
+            r[i] = i < m ? _mm512_load_si512(from + i * x_stride + k) : _mm512_setzero_si512();
+        lowbit_transpose16(r);
+        for (size_t i = 0; i < ROWS; i++)
+            _mm512_store_si512(to + k * ROWS + i * ROW_BYTES, r[i]);
+    }
 }

@@ -57,6 +57,11 @@ struct lowbit_dense_gemm_args {
 };
 typedef void lowbit_dense_gemm_ukernel(const struct lowbit_dense_gemm_args *args);
 
+// Puts m <= 16 rows of x, `bytes` wide (a multiple of 64) and x_stride bytes apart, 64-byte aligned,
+// into a block of tiles, missing rows zero: byte b of row i goes to
+// b / 64 * 1024 + b % 64 / 4 * 64 + i * 4 + b % 4.
+void lowbit_dense_tiles__amx(size_t m, size_t bytes, const void *x, size_t x_stride, void *tiles);
+
 // The tables. A row names its kernel's function by the grammar
 //   lowbit_dense_<signature>_ukernel[_<type>][_<MR>x<NR>]__<isa>
 // and ops, tests and benchmarks read the same rows.

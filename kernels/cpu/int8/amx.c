@@ -124,14 +124,3 @@ void lowbit_int8_gemm_ukernel_32x32__amx(const struct lowbit_int8_gemm_args *a) 
             store_transposed(sums[i][j], a->acc + i * ROWS * a->acc_stride + j * ROWS,
                              a->acc_stride);
 }
-
-void lowbit_int8_tiles__amx(size_t m, size_t k, const int8_t *q, size_t q_stride, int8_t *tiles) {
-    for (size_t k0 = 0; k0 < k; k0 += STEP) {
-        __m512i r[ROWS];
-        for (size_t i = 0; i < ROWS; i++)
-            r[i] = i < m ? _mm512_load_si512(q + i * q_stride + k0) : _mm512_setzero_si512();
-        lowbit_transpose16(r);
-        for (size_t i = 0; i < ROWS; i++)
-            _mm512_store_si512(tiles + k0 * ROWS + i * STEP, r[i]);
-    }
-}

@@ -81,10 +81,6 @@ struct lowbit_int8_gemm_args {
 };
 typedef void lowbit_int8_gemm_ukernel(const struct lowbit_int8_gemm_args *args);
 
-// Puts m <= 16 rows of quantized x, k wide (a multiple of 64) and q_stride bytes apart, 64-byte
-// aligned, into one block of the TILES layout.
-void lowbit_int8_tiles__amx(size_t m, size_t k, const int8_t *q, size_t q_stride, int8_t *tiles);
-
 // epilogue: from integer sums to y, for a tile of m rows and n columns.
 //
 //   main = r * (offset ? fma(s, (float)acc, offset * (float)xsum) : s * (float)acc)

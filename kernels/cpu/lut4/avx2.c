@@ -134,7 +134,7 @@ LOWBIT_INLINE void dequantize(enum lowbit_float type, const struct lowbit_lut4_r
 // 64 elements comes out in eight vectors, in the order that x is arranged in. (A permutation looks up
 // eight floats, but needs the codes shifted into place, and both compete for the same two ports.)
 
-enum { UNIT = 64, PREFETCH_AHEAD = 4096, ROWS = LOWBIT_LUT4_TILE_N };
+enum { UNIT = 64, PREFETCH_AHEAD = 4096, ROWS = 16 };
 
 // The codebook by bytes: plane[b] holds byte b of each value, in both lanes.
 struct planes {
@@ -221,8 +221,9 @@ LOWBIT_INLINE void gemm_columns(const struct lowbit_lut4_gemm_args *a, size_t ro
         for (; k + UNIT <= end; k += UNIT) {
             const __m256i codes = _mm256_loadu_si256((const __m256i *)(w + k / 2));
             _mm_prefetch((const char *)w + k / 2 + ahead, _MM_HINT_T1);
-            const __m256 scales = _mm256_insertf128_ps(_mm256_set1_ps(s[k >> shift]),
-                                                       _mm_set1_ps(s[(k + 32) >> shift]), 1);
+            __m256 scales = _mm256_broadcast_ss(s + (k >> shift));
+            if (shift < 6) // two blocks in a unit
+                scales = _mm256_insertf128_ps(scales, _mm_broadcast_ss(s + (k >> shift) + 1), 1);
             gemm_unit(a, rows, k, &codebook, codes, scales, total);
         }
         if (k < end) // half a unit, one block of 32

@@ -8,7 +8,7 @@
 // fewer blocks: the words of the second half may belong to another block than those of the first. The
 // scaled and rounded values of both blocks make one table of 32, in which bit 4 of an index picks the
 // block.
-enum { UNIT = 128, PREFETCH_AHEAD = 4096, ROWS = LOWBIT_LUT4_TILE_N };
+enum { UNIT = 128, PREFETCH_AHEAD = 4096, ROWS = 16 };
 
 void lowbit_lut4_arrange_ukernel_bf16_bf16__avx512bf16(size_t k, const void *x, void *y) {
     const uint16_t *from = x;

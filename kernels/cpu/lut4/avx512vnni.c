@@ -51,32 +51,98 @@ LOWBIT_INLINE float quantize(enum lowbit_float type, size_t n, const void *x,
 // ---------------------------------------------------------------------------------------------
 // Back to floats
 
-// Elements of one block, the first in a high nibble. The block's 16 values are computed and rounded
-// once and then only looked up.
+// The halves of 256 floats, 32 in a register: one permutation looks up 64 of them.
+struct halves {
+    __m512i half[8];
+};
+
+LOWBIT_INLINE __m512i look_up_half(const struct halves *h, __m512i index, __mmask32 bit6,
+                                   __mmask32 bit7) {
+    __m512i quarter[4];
+    for (int i = 0; i < 4; i++)
+        quarter[i] = _mm512_permutex2var_epi16(h->half[2 * i], index, h->half[2 * i + 1]);
+    return _mm512_mask_blend_epi16(bit7, _mm512_mask_blend_epi16(bit6, quarter[0], quarter[1]),
+                                   _mm512_mask_blend_epi16(bit6, quarter[2], quarter[3]));
+}
+
+// A gather takes two and a half times as long.
+void lowbit_lut4_scales_ukernel__avx512vnni(size_t n, const uint8_t *q, const float *codebook,
+                                            float nested, float offset, float *s) {
+    if (n < 64) { // not worth making the tables
+        for (size_t i = 0; i < n; i++)
+            s[i] = codebook[q[i]] * nested + offset;
+        return;
+    }
+    const __m512i two = _mm512_set1_epi32(2 << 16 | 2);
+    __m512i even = _mm512_set1_epi32(2 << 16),
+            steps = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60);
+    even = _mm512_add_epi16(even, _mm512_or_si512(steps, _mm512_slli_epi32(steps, 16)));
+    const __m512i odd = _mm512_add_epi16(even, _mm512_srli_epi16(two, 1));
+    struct halves low, high;
+    for (int i = 0; i < 8; i++) {
+        const __m512i a = _mm512_loadu_si512(codebook + 32 * i),
+                      b = _mm512_loadu_si512(codebook + 32 * i + 16);
+        low.half[i] = _mm512_permutex2var_epi16(a, even, b);
+        high.half[i] = _mm512_permutex2var_epi16(a, odd, b);
+    }
+    const __m512 factor = _mm512_set1_ps(nested), base = _mm512_set1_ps(offset);
+    for (size_t i = 0; i < n; i += 32) {
+        const __m512i codes =
+            _mm512_maskz_loadu_epi8(lowbit_first64(n - i < 32 ? n - i : 32), q + i);
+        const __m512i index = _mm512_cvtepu8_epi16(_mm512_castsi512_si256(codes));
+        const __mmask32 bit6 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(64)),
+                        bit7 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(128));
+        const __m512i l = look_up_half(&low, index, bit6, bit7),
+                      h = look_up_half(&high, index, bit6, bit7);
+        // Unpacking goes by quarters of a register, 4 floats each.
+        const __m512i first = _mm512_unpacklo_epi16(l, h), second = _mm512_unpackhi_epi16(l, h);
+        for (size_t j = 0; j < 2; j++) {
+            const __m512i quarters = _mm512_add_epi64(_mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11),
+                                                      _mm512_set1_epi64((long long)j * 4));
+            const __m512 value =
+                _mm512_castsi512_ps(_mm512_permutex2var_epi64(first, quarters, second));
+            if (i + 16 * j < n)
+                _mm512_mask_storeu_ps(s + i + 16 * j, lowbit_first16(n - i - 16 * j),
+                                      _mm512_add_ps(_mm512_mul_ps(value, factor), base));
+        }
+    }
+}
+
+// Up to 32 elements of a block as halves, or up to 16 as floats, the first in a high nibble. values are
+// the block's, rounded already, and only looked up.
+LOWBIT_INLINE void look_up_halves(size_t n, const uint8_t *bytes, __m512i values, void *y) {
+    const __m512i byte =
+        _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(lowbit_first16((n + 1) / 2), bytes));
+    const __m512i codes = _mm512_or_si512(_mm512_srli_epi32(byte, 4), _mm512_slli_epi32(byte, 16));
+    _mm512_mask_storeu_epi16(y, (__mmask32)lowbit_first64(n),
+                             _mm512_permutexvar_epi16(codes, values));
+}
+
+LOWBIT_INLINE void look_up_floats(size_t n, const uint8_t *bytes, __m512 values, void *y) {
+    const __mmask16 there = lowbit_first16((n + 1) / 2) & 0xff;
+    const __m512i byte = _mm512_cvtepu8_epi64(_mm_maskz_loadu_epi8(there, bytes));
+    const __m512i codes = _mm512_or_si512(_mm512_srli_epi64(byte, 4), _mm512_slli_epi64(byte, 32));
+    _mm512_mask_storeu_ps(y, lowbit_first16(n), _mm512_permutexvar_ps(codes, values));
+}
+
+// Elements of one block, the first in a high nibble.
 LOWBIT_INLINE void dequantize_bytes(enum lowbit_float type, size_t n, const uint8_t *bytes,
                                     __m512 values, void *y) {
     values = lowbit_quiet16(values);
+    size_t i = 0;
     if (type == f32) {
-        for (size_t i = 0; i < n; i += 16) {
-            const __mmask16 in = lowbit_first16(n - i);
-            const __m128i eight =
-                _mm_maskz_loadu_epi8(lowbit_first16((n - i + 1) / 2) & 0xff, bytes + i / 2);
-            const __m512i byte = _mm512_cvtepu8_epi64(eight);
-            const __m512i codes =
-                _mm512_or_si512(_mm512_srli_epi64(byte, 4), _mm512_slli_epi64(byte, 32));
-            _mm512_mask_storeu_ps((float *)y + i, in, _mm512_permutexvar_ps(codes, values));
-        }
-        return;
-    }
-    const __m512i table = _mm512_broadcast_i64x4(lowbit_halves16(type, values));
-    for (size_t i = 0; i < n; i += 32) {
-        const __mmask32 in = (__mmask32)lowbit_first64(n - i);
-        const __m128i sixteen =
-            _mm_maskz_loadu_epi8(lowbit_first16((n - i + 1) / 2), bytes + i / 2);
-        const __m512i byte = _mm512_cvtepu8_epi32(sixteen);
-        const __m512i codes =
-            _mm512_or_si512(_mm512_srli_epi32(byte, 4), _mm512_slli_epi32(byte, 16));
-        _mm512_mask_storeu_epi16((uint16_t *)y + i, in, _mm512_permutexvar_epi16(codes, table));
+        float *to = y;
+        for (; i + 16 <= n; i += 16)
+            look_up_floats(16, bytes + i / 2, values, to + i);
+        if (i < n)
+            look_up_floats(n - i, bytes + i / 2, values, to + i);
+    } else {
+        const __m512i table = _mm512_broadcast_i64x4(lowbit_halves16(type, values));
+        uint16_t *to = y;
+        for (; i + 32 <= n; i += 32)
+            look_up_halves(32, bytes + i / 2, table, to + i);
+        if (i < n)
+            look_up_halves(n - i, bytes + i / 2, table, to + i);
     }
 }
 
@@ -108,7 +174,7 @@ LOWBIT_INLINE void dequantize(enum lowbit_float type, const struct lowbit_lut4_r
 // each dword: shifting all dwords by the same amount brings eight times 16 codes into place for the
 // permutation, which looks at the lowest four bits alone. x is arranged to match.
 
-enum { UNIT = 128, PREFETCH_AHEAD = 4096, ROWS = LOWBIT_LUT4_TILE_N };
+enum { UNIT = 128, PREFETCH_AHEAD = 4096, ROWS = 16 };
 
 LOWBIT_INLINE void arrange(enum lowbit_float type, size_t k, const void *x, float *y) {
     for (size_t u = 0; u < k; u += UNIT) {

@@ -43,6 +43,12 @@ LOWBIT_INLINE void arrange(enum lowbit_float type, size_t k, const void *x, floa
 
 LOWBIT_LUT4_INSTANTIATE(scalar)
 
+void lowbit_lut4_scales_ukernel__scalar(size_t n, const uint8_t *q, const float *codebook,
+                                        float nested, float offset, float *s) {
+    for (size_t i = 0; i < n; i++)
+        s[i] = codebook[q[i]] * nested + offset;
+}
+
 // Parts of a row are summed on their own: the error of one long sum would grow with K.
 enum { PART = 32 };
 

@@ -16,8 +16,8 @@ extern "C" {
 //
 // Products and sums are fp32, in an order that depends on the level of lowbit_cpu_isa() and on M, and
 // the result is rounded once, half to even, to y's dtype. For bfloat16 x a processor that multiplies
-// bf16 numbers (levels avx512bf16 and amx) rounds w to bf16 first, as if the weight had been
-// dequantized to x's dtype, and takes subnormal numbers for zero. A result does not depend on the
+// bf16 numbers (levels avx512bf16 and amx) may round w to bf16 first, as if the weight had been
+// dequantized to x's dtype, and take subnormal numbers for zero. A result does not depend on the
 // executor, nor a row of it on the other rows as long as there are equally many. Nothing of W is ever
 // dequantized but a panel for each task.
 typedef struct lowbit_lut4_linear_args {

@@ -18,6 +18,9 @@
     RENAME(gemm, lowbit_dense_gemm_ukernel_##type##_##mr##x##nr##__##isa)
 #include "../../../kernels/cpu/dense/gemm.inc"
 
+void lowbit_dense_tiles__amx(size_t m, size_t bytes, const void *x, size_t x_stride,
+                             void *tiles) __asm__("emulated_lowbit_dense_tiles__amx");
+
 #undef RENAME
 
 #endif

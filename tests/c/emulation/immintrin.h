@@ -82,6 +82,11 @@ static inline __m512i emulated_cvtepu8_epi32(__m128i a) {
     return emulated_join(_mm256_cvtepu8_epi32(a), _mm256_cvtepu8_epi32(_mm_srli_si128(a, 8)));
 }
 
+static inline __m512i emulated_cvtepu8_epi16(__m256i a) {
+    return emulated_join(_mm256_cvtepu8_epi16(_mm256_castsi256_si128(a)),
+                         _mm256_cvtepu8_epi16(_mm256_extracti128_si256(a, 1)));
+}
+
 static inline __m512i emulated_cvtepu8_epi64(__m128i a) {
     return emulated_join(_mm256_cvtepu8_epi64(a), _mm256_cvtepu8_epi64(_mm_srli_si128(a, 4)));
 }
@@ -215,6 +220,7 @@ EMULATED_GATHER(emulated_i32gather_ps, __m512, float)
 #undef _mm512_maskz_cvtps_epi32
 #undef _mm512_cvtepi8_epi32
 #undef _mm512_cvtepu8_epi32
+#undef _mm512_cvtepu8_epi16
 #undef _mm512_cvtepu8_epi64
 #undef _mm512_abs_ps
 #undef _mm512_srai_epi32
@@ -246,6 +252,7 @@ EMULATED_GATHER(emulated_i32gather_ps, __m512, float)
 #define _mm512_maskz_cvtps_epi32 emulated_maskz_cvtps_epi32
 #define _mm512_cvtepi8_epi32 emulated_cvtepi8_epi32
 #define _mm512_cvtepu8_epi32 emulated_cvtepu8_epi32
+#define _mm512_cvtepu8_epi16 emulated_cvtepu8_epi16
 #define _mm512_cvtepu8_epi64 emulated_cvtepu8_epi64
 #define _mm512_abs_ps emulated_abs_ps
 #define _mm512_srai_epi32 emulated_srai_epi32

@@ -25,9 +25,6 @@
     RENAME(gemm, lowbit_int8_gemm_ukernel_##mr##x##nr##__##isa)
 #include "../../../kernels/cpu/int8/gemm.inc"
 
-void lowbit_int8_tiles__amx(size_t m, size_t k, const int8_t *q, size_t q_stride,
-                            int8_t *tiles) __asm__("emulated_lowbit_int8_tiles__amx");
-
 #undef RENAME
 
 #endif

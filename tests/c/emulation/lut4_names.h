@@ -11,11 +11,13 @@
     RENAME(quantize, lowbit_lut4_quantize_ukernel_##type##__##isa)
 #define LOWBIT_LUT4_DEQUANTIZE(type, isa, ISA)                                                     \
     RENAME(dequantize, lowbit_lut4_dequantize_ukernel_##type##__##isa)
+#define LOWBIT_LUT4_SCALES(isa, ISA) RENAME(scales, lowbit_lut4_scales_ukernel__##isa)
 #include "../../../kernels/cpu/lut4/elementwise.inc"
 
 #define LOWBIT_LUT4_ARRANGE(from, to, isa)                                                         \
     RENAME(arrange, lowbit_lut4_arrange_ukernel_##from##_##to##__##isa)
-#define LOWBIT_LUT4_GEMM(type, mr, nr, isa, ISA, m_min, m_max, blocksize, arrange)                 \
+#define LOWBIT_LUT4_GEMM(type, mr, nr, isa, ISA, m_min, m_max, blocksize, arrange, x_layout,       \
+                         unless)                                                                   \
     RENAME(gemm, lowbit_lut4_gemm_ukernel_##type##_##mr##x##nr##__##isa)
 #include "../../../kernels/cpu/lut4/gemm.inc"
 #undef RENAME

@@ -105,14 +105,19 @@ class LowbitLinear(LowbitModule, nn.Linear):
                 f"expected {', '.join(sorted(expected))}"
             )
         for name, value in stored.items():
+            problem = self._why_not_of_form(name, value)
+            if problem:
+                raise ValueError(f"{type(self).__name__}.set_quantized: {name} {problem}")
+        for name, value in stored.items():
             setattr(self, name, nn.Parameter(value, requires_grad=False))
 
     def stored(self) -> set[str]:
         return {name for name, p in self._parameters.items() if p is not None} - {"bias"}
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+        kind = x.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):  # not on meta
+            x = x.to(torch.get_autocast_dtype(kind))
         return self._multiply(
             x if self.compute_dtype is None else x.to(self.compute_dtype), x.dtype
         )

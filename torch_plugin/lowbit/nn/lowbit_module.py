@@ -21,16 +21,19 @@ class LowbitModule(nn.Module):
     def why_not_loadable(self, name: str, value: Tensor, like: Tensor | None = None) -> str | None:
         """The rule that a value for the parameter of that name breaks, to follow its name; None if
         it breaks none. Shape and dtype have to be those of `like`; None means the parameter's."""
+        problem = self._why_not_of_form(name, value, like)
+        if problem or name not in self.stored() or value.is_meta or value.numel() == 0:
+            return problem
+        return self._why_not_stored(name, value)
+
+    def _why_not_of_form(self, name: str, value: Tensor, like: Tensor | None = None) -> str | None:
+        """The same of shape and dtype alone, without a look at the data."""
         like = self._parameters[name] if like is None else like
         if value.shape != like.shape:
             return f"has shape {list(value.shape)}, expected {list(like.shape)}"
-        if name not in self.stored():
-            return None
-        if value.dtype != like.dtype:
+        if name in self.stored() and value.dtype != like.dtype:
             return f"has dtype {value.dtype}, expected {like.dtype}"
-        if value.is_meta or value.numel() == 0:
-            return None
-        return self._why_not_stored(name, value)
+        return None
 
     def _why_not_stored(self, name: str, value: Tensor) -> str | None:
         """The rule that the data of a stored part breaks: a scale is finite, an absmax not

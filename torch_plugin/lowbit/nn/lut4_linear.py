@@ -78,6 +78,8 @@ class LUT4Linear(LowbitLinear):
             self.codebook = codebooks.key(codebook)
         except ValueError as error:
             raise ValueError(f"LUT4Linear: {error}") from None
+        for table in (self.codebook, codebooks.DYNAMIC):  # else made while the first call compiles
+            codebooks.shared(table, torch.device("cpu"))
         if in_features <= 0 or out_features <= 0 or (in_features == 1 and out_features % 2):
             raise ValueError(
                 f"LUT4Linear: in_features is {in_features} and out_features {out_features}, "
