@@ -179,11 +179,10 @@ static void run_tile(const struct linear *c, const struct scratch *scratch, size
     const uint8_t *packed = (const uint8_t *)weight->packed->data + n0 * (k / 2);
     // While the scales are computed the memory need not rest.
     lowbit_prefetch(packed, n * (k / 2) < FETCH ? n * (k / 2) : FETCH);
-    // In calls of like height: few rows alone are summed in another order, and a row's result must
-    // not depend on its place.
-    const size_t calls = (y->rows + c->gemm->mr - 1) / c->gemm->mr;
+    // In calls of as many rows, or one unit less: few rows alone are summed in another order, and a
+    // row's result must not depend on its place.
+    size_t calls = (y->rows + c->gemm->mr - 1) / c->gemm->mr;
     const size_t unit = c->gemm->x_layout == LOWBIT_LUT4_TILES ? UNIT_M : 1;
-    const size_t height = lowbit_round_up((y->rows + calls - 1) / calls, unit);
     struct lowbit_lut4_gemm_args gemm = {
         .n = n,
         .k = k,
@@ -199,8 +198,9 @@ static void run_tile(const struct linear *c, const struct scratch *scratch, size
         gemm.prefetch = (const uint8_t *)weight->packed->data + next * nr * (k / 2);
         gemm.prefetch_size = (y->cols - next * nr < nr ? y->cols - next * nr : nr) * (k / 2);
     }
-    for (size_t m = 0; m < y->rows; m += gemm.m) {
-        gemm.m = y->rows - m < height ? y->rows - m : height;
+    for (size_t m = 0; m < y->rows; m += gemm.m, calls--) {
+        const size_t left = y->rows - m, height = lowbit_round_up((left + calls - 1) / calls, unit);
+        gemm.m = left < height ? left : height;
         gemm.x = (const char *)c->x + m / unit * c->x_stride;
         gemm.acc = scratch->acc + m * nr;
         c->gemm->run(&gemm);

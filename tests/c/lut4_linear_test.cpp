@@ -126,11 +126,11 @@ size_t any_k(Random &random, size_t most, size_t blocksize) {
     return random.one_in(2) ? std::max(k / blocksize, (size_t)1) * blocksize : k;
 }
 
-// By crossovers of the kernels: 16 rows at a time, 8 in the scalar one, panels beyond.
+// Across the crossovers of the kernels: from 8 rows on in the scalar one and 48 in others come panels.
 void every_number_of_rows(bool forward, uint64_t stream) {
     Random random(stream);
     for (int pass = 0; pass < samples(3); pass++)
-        for (size_t m = 0; m <= 40 && !testing::Test::HasFailure(); m++) {
+        for (size_t m = 0; m <= 50 && !testing::Test::HasFailure(); m++) {
             const size_t blocksize = random.pick(blocksizes16);
             size_t n = random.size(400), k = any_k(random, 1500, blocksize);
             while (m * n * k > 300000 && n > 1)
@@ -214,7 +214,7 @@ TEST(Lut4Linear, RowsDoNotDependOnEachOther) {
     for (const char *level : isa_levels()) {
         ASSERT_EQ(lowbit_cpu_isa_cap(level), LOWBIT_OK);
         for (bool forward : {true, false})
-            for (size_t m = 2; m <= 34 && !HasFailure(); m++) {
+            for (size_t m = 2; m <= 50 && !HasFailure(); m++) {
                 const size_t blocksize = random.pick(blocksizes16);
                 const Product p(random, forward, m, 1 + random.below(40),
                                 any_k(random, 600, blocksize), blocksize, m % 2);
