@@ -338,7 +338,7 @@ TEST(Lut4Table, RowsAgreeWithTheirNames) {
         EXPECT_TRUE(row.unless == 0 || lowbit_cpu_isa_name(row.unless));
         EXPECT_TRUE(row.x_layout == LOWBIT_LUT4_ROWS || row.mr % LOWBIT_LUT4_UNIT_M == 0);
         EXPECT_TRUE(row.x_layout == LOWBIT_LUT4_ROWS || row.type == bf16) << "tiles hold halves";
-        EXPECT_LE(row.m_max, 32u) << "lut4_linear has room for no more sums";
+        EXPECT_LE(row.m_max, 48u) << "lut4_linear has room for no more sums";
         EXPECT_GE(row.m_min, 1u);
         EXPECT_LE(row.m_min, row.m_max);
         EXPECT_GE(row.least_blocksize, 32u);
@@ -405,13 +405,13 @@ TEST(Dispatch, PrefersFloatsToSlowDotProducts) {
     for (uint32_t bit = 1; lowbit_cpu_isa_name(bit); bit <<= 1)
         with_amx |= bit;
     for (uint32_t mask : {with_amx, with_amx & ~(uint32_t)LOWBIT_ISA_AMX})
-        for (size_t m = 1; m <= 33; m++) {
+        for (size_t m = 1; m <= 49; m++) {
             const bool amx = mask & LOWBIT_ISA_AMX;
-            const char *want = amx       ? m <= 2    ? "f32_8x16__avx512vnni"
-                                           : m <= 32 ? "bf16_32x32__amx"
-                                                     : nullptr
-                               : m <= 16 ? "bf16_8x16__avx512bf16"
-                                         : nullptr;
+            const char *want = amx ? "bf16_32x32__amx" : "bf16_8x16__avx512bf16";
+            if (amx && m <= 2)
+                want = "f32_8x16__avx512vnni";
+            else if (m > 48)
+                want = nullptr;
             const lowbit_lut4_gemm *have =
                 lowbit_lut4_select_gemm(mask, LOWBIT_BFLOAT16, m, 4096, 64);
             EXPECT_STREQ(have ? have->name : nullptr, want) << "m " << m << ", amx " << amx;
