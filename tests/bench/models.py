@@ -30,6 +30,9 @@ SMALL = {
     "vocab_size": 256,
 }
 MODEL_ERRORS = 5  # a model's tolerance, in those of one of its layers
+# The same for the gradients of its adapters, which pass through it twice: 8 random layers make 0.11
+# of int8's and 0.68 of NF4's, and a gradient of zeros would have 1.
+GRADIENT_ERRORS = 6.5
 
 
 def minilm(bench: Bench, batches: Sequence[int], tokens: int) -> None:
@@ -124,7 +127,7 @@ def lora(
     trainers = {c.label: Trainer(_replaced(copy.deepcopy(model), c), ids) for c in contestants}
     expected = _flat(trainers["torch bf16"].gradients()).double()
     entries = [
-        Entry(c.label, trainers[c.label].step, MODEL_ERRORS * c.tolerance, c.peer)
+        Entry(c.label, trainers[c.label].step, GRADIENT_ERRORS * c.tolerance, c.peer)
         for c in contestants
     ]
     case = {"batch": batch, "tokens": tokens}
