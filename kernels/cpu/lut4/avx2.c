@@ -226,10 +226,10 @@ LOWBIT_INLINE void gemm_columns(const struct lowbit_lut4_gemm_args *a, size_t ro
                 scales = _mm256_insertf128_ps(scales, _mm_broadcast_ss(s + (k >> shift) + 1), 1);
             gemm_unit(a, rows, k, &codebook, codes, scales, total);
         }
-        if (k < end) // half a unit, one block of 32
+        if (k < end) // half a unit, one block of 32; nothing of the other half, not 0 * infinity
             gemm_unit(a, rows, k, &codebook,
                       _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(w + k / 2))),
-                      _mm256_set1_ps(s[k >> shift]), total);
+                      _mm256_zextps128_ps256(_mm_set1_ps(s[k >> shift])), total);
         for (size_t m = 0; m < rows; m++)
             sum[n][m] = total[m];
     }

@@ -98,6 +98,12 @@ static inline __m512 emulated_abs_ps(__m512 a) {
                             _mm256_and_ps(emulated_half_ps(a, 1), magnitude));
 }
 
+// SIMDe's wants a literal count.
+static inline __m512i emulated_srli_epi16(__m512i a, unsigned count) {
+    return emulated_join(_mm256_srli_epi16(emulated_half(a, 0), (int)count),
+                         _mm256_srli_epi16(emulated_half(a, 1), (int)count));
+}
+
 static inline __m512i emulated_srai_epi32(__m512i a, int count) {
     return emulated_join(_mm256_srai_epi32(emulated_half(a, 0), count),
                          _mm256_srai_epi32(emulated_half(a, 1), count));
@@ -224,6 +230,7 @@ EMULATED_GATHER(emulated_i32gather_ps, __m512, float)
 #undef _mm512_cvtepu8_epi64
 #undef _mm512_abs_ps
 #undef _mm512_srai_epi32
+#undef _mm512_srli_epi16
 #undef _mm512_i32gather_epi32
 #undef _mm512_i32gather_ps
 #undef _mm512_cvtepu16_epi32
@@ -255,6 +262,7 @@ EMULATED_GATHER(emulated_i32gather_ps, __m512, float)
 #define _mm512_cvtepu8_epi16 emulated_cvtepu8_epi16
 #define _mm512_cvtepu8_epi64 emulated_cvtepu8_epi64
 #define _mm512_abs_ps emulated_abs_ps
+#define _mm512_srli_epi16 emulated_srli_epi16
 #define _mm512_srai_epi32 emulated_srai_epi32
 #define _mm512_i32gather_epi32 emulated_i32gather_epi32
 #define _mm512_i32gather_ps emulated_i32gather_ps
