@@ -240,6 +240,37 @@ TEST(Lut4Linear, RowsDoNotDependOnEachOther) {
     lowbit_cpu_isa_cap(nullptr);
 }
 
+// 96 columns are one and a half units of 64 elements, or three quarters of one of 128.
+TEST(Lut4Linear, InfiniteScaleStaysInItsBlock) {
+    constexpr size_t n = 2, k = 96, blocksize = 32, most = 5;
+    uint8_t codes[n * k / 2];
+    float codebook[16] = {-1}, scales[n * k / blocksize] = {1, 1, 1, 1, 1, INFINITY}, x[most * k];
+    codebook[15] = 1;
+    std::fill(std::begin(codes), std::end(codes), (uint8_t)0xff);
+    std::fill(std::begin(x), std::end(x), 1.0f);
+    const lowbit_tensor packed{codes, LOWBIT_UINT8, sizeof codes, 1, 1};
+    const lowbit_tensor absmax{scales, LOWBIT_FLOAT32, n * k / blocksize, 1, 1};
+    const lowbit_tensor values{codebook, LOWBIT_FLOAT32, 16, 1, 1};
+    const lowbit_lut4_weight weight{&packed, &absmax, &values, blocksize,
+                                    nullptr, nullptr, nullptr};
+    for (const char *level : isa_levels()) {
+        ASSERT_EQ(lowbit_cpu_isa_cap(level), LOWBIT_OK);
+        for (size_t m = 1; m <= most; m++) {
+            float y[most * n];
+            const lowbit_tensor from{x, LOWBIT_FLOAT32, m, k, k}, to{y, LOWBIT_FLOAT32, m, n, n};
+            const lowbit_lut4_linear_args args{&from, weight, nullptr, &to};
+            const Workspace workspace(lowbit_lut4_linear_workspace_size(m, n, k, 1));
+            ASSERT_EQ(lowbit_lut4_linear(&args, nullptr, workspace.data(), workspace.size()),
+                      LOWBIT_OK);
+            for (size_t row = 0; row < m; row++) {
+                EXPECT_EQ(y[row * n], 96.0f) << level << " M=" << m;
+                EXPECT_EQ(y[row * n + 1], INFINITY) << level << " M=" << m;
+            }
+        }
+    }
+    lowbit_cpu_isa_cap(nullptr);
+}
+
 TEST(Lut4Linear, WorkspaceGrowsWithRowsAndTasksOnly) {
     for (const char *level : isa_levels()) {
         ASSERT_EQ(lowbit_cpu_isa_cap(level), LOWBIT_OK);
