@@ -31,6 +31,7 @@ struct linear {
     const lowbit_lut4_linear_args *args;
     const struct lowbit_lut4_gemm *gemm; // null: the weight is dequantized in panels
     struct lowbit_lut4_ukernels ukernels;
+    struct lowbit_dense_ukernels dense;
     float *bias; // [N]
     struct scratch {
         float *scales; // [NR][K / blocksize], or those of a run of PANEL_K elements
@@ -40,7 +41,6 @@ struct linear {
     } *scratch;        // [tasks]
 
     // Few rows of x
-    lowbit_dense_store_ukernel *store;
     void *x; // arranged
     size_t x_stride;
     atomic_size_t next;
@@ -55,6 +55,7 @@ static size_t plan(struct linear *c, uint32_t isa, const struct lowbit_lut4_gemm
     lowbit_arena arena = {workspace, 0};
     c->gemm = gemm;
     c->ukernels = lowbit_lut4_select_ukernels(isa);
+    c->dense = lowbit_dense_select_ukernels(isa);
     c->bias = lowbit_take(&arena, n * sizeof *c->bias);
     c->scratch = lowbit_take(&arena, max_tasks * sizeof *c->scratch);
     for (size_t i = 0; i < max_tasks; i++) {
@@ -75,7 +76,6 @@ static size_t plan(struct linear *c, uint32_t isa, const struct lowbit_lut4_gemm
         lowbit_panel_product_plan(&c->product, isa, bf16, m, k, max_tasks, &arena);
         return arena.used;
     }
-    c->store = NULL;
     const size_t row =
         lowbit_round_up(k, LOWBIT_LUT4_X_ALIGN) * lowbit_float_size((enum lowbit_float)gemm->type);
     const bool tiles = gemm->x_layout == LOWBIT_LUT4_TILES;
@@ -160,9 +160,11 @@ static void arrange_piece(const struct linear *c, const struct scratch *scratch,
 static void prepare(void *arg, size_t task) {
     struct linear *c = arg;
     const lowbit_tensor *bias = c->args->bias;
-    if (task == 0)
-        for (size_t n = 0; n < c->args->y->cols; n++)
-            c->bias[n] = bias ? lowbit_element(bias, n, 0) : 0.0f;
+    const size_t n = c->args->y->cols;
+    if (task == 0 && bias)
+        c->dense.load[bias->dtype](n, bias->data, c->bias);
+    else if (task == 0)
+        memset(c->bias, 0, n * sizeof *c->bias);
     if (c->gemm)
         for (size_t piece; (piece = atomic_fetch_add(&c->next, 1)) < x_pieces(c);)
             arrange_piece(c, &c->scratch[task], piece);
@@ -209,9 +211,9 @@ static void run_tile(const struct linear *c, const struct scratch *scratch, size
         float *sums = scratch->acc + m * nr;
         for (size_t i = 0; i < n; i++)
             sums[i] += c->bias[n0 + i];
-        c->store(n, sums, 0.0f,
-                 (char *)lowbit_float_row(y, m) +
-                     n0 * lowbit_float_size((enum lowbit_float)y->dtype));
+        c->dense.store[y->dtype](n, sums, 0.0f,
+                                 (char *)lowbit_float_row(y, m) +
+                                     n0 * lowbit_float_size((enum lowbit_float)y->dtype));
     }
 }
 
@@ -246,8 +248,7 @@ static void fill(void *ctx, size_t task, size_t k0, size_t k, size_t n0, size_t 
             lowbit_lut4_read(&c->args->weight, &c->ukernels, c->product.gemm->type, begin, k,
                              scratch->scales, to);
         }
-        c->product.ukernels.transpose(rows, dwords, scratch->rows, PANEL_K, (uint32_t *)panel + i,
-                                      stride);
+        c->dense.transpose(rows, dwords, scratch->rows, PANEL_K, (uint32_t *)panel + i, stride);
     }
 }
 
@@ -274,7 +275,6 @@ lowbit_status lowbit_lut4_linear(const lowbit_lut4_linear_args *args,
     }
     // On one core a cold weight comes at about 8 GB/s, and 30 G multiply-adds take a second.
     const double products = (double)n * (double)k;
-    c.store = lowbit_dense_select_ukernels(isa).store[args->y->dtype];
     atomic_store(&c.next, 0);
     lowbit_parallel(executor,
                     lowbit_task_count(executor, (n + c.gemm->nr - 1) / c.gemm->nr,

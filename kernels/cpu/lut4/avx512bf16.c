@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The lut4 products of bf16 numbers with AVX-512 BF16. ukernels.h says what each computes.
 
+#include "instantiate.h"
 #include "ukernels.h"
 #include "../common/avx512.h"
 
@@ -106,15 +107,4 @@ LOWBIT_INLINE void gemm(const struct lowbit_lut4_gemm_args *a, size_t rows) {
             a->acc[m * a->acc_stride + n] = _mm512_reduce_add_ps(sum[n][m]);
 }
 
-void lowbit_lut4_gemm_ukernel_bf16_8x16__avx512bf16(const struct lowbit_lut4_gemm_args *a) {
-    switch (a->m) {
-    case 1: gemm(a, 1); break;
-    case 2: gemm(a, 2); break;
-    case 3: gemm(a, 3); break;
-    case 4: gemm(a, 4); break;
-    case 5: gemm(a, 5); break;
-    case 6: gemm(a, 6); break;
-    case 7: gemm(a, 7); break;
-    case 8: gemm(a, 8); break;
-    }
-}
+LOWBIT_LUT4_GEMM_OF_8(bf16_8x16__avx512bf16)

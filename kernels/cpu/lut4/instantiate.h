@@ -38,4 +38,19 @@ LOWBIT_INLINE float lowbit_lut4_element(const struct lowbit_lut4_run *run, size_
         arrange(type, k, x, y);                                                                    \
     }
 
+// The function of a table's row with MR = 8, from gemm(args, rows), an inline function of the rows of x.
+#define LOWBIT_LUT4_GEMM_OF_8(row)                                                                 \
+    void lowbit_lut4_gemm_ukernel_##row(const struct lowbit_lut4_gemm_args *a) {                   \
+        switch (a->m) {                                                                            \
+        case 1: gemm(a, 1); break;                                                                 \
+        case 2: gemm(a, 2); break;                                                                 \
+        case 3: gemm(a, 3); break;                                                                 \
+        case 4: gemm(a, 4); break;                                                                 \
+        case 5: gemm(a, 5); break;                                                                 \
+        case 6: gemm(a, 6); break;                                                                 \
+        case 7: gemm(a, 7); break;                                                                 \
+        case 8: gemm(a, 8); break;                                                                 \
+        }                                                                                          \
+    }
+
 #endif
