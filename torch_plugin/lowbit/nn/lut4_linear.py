@@ -120,6 +120,16 @@ class LUT4Linear(LowbitLinear):
 
     def quantize_weight(self, weight: Tensor) -> dict[str, Tensor]:
         table = codebooks.shared(self.codebook, weight.device)
+        if weight.is_contiguous():
+            packed, absmax = torch.ops.lowbit.lut4_quantize(weight, table, self.blocksize)
+        else:
+            packed, absmax = self._quantize_by_rows(weight, table)
+        if not self.double_quant:
+            return {"weight": packed, "absmax": absmax}
+        return {"weight": packed, **nest(absmax)}
+
+    def _quantize_by_rows(self, weight: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        """As the operator, of which each call copies only some rows to make them contiguous."""
         # Groups of rows end where blocks do.
         step = max(_ROWS_AT_ONCE, self.blocksize // math.gcd(self.blocksize, self.in_features))
         packed = torch.empty(self.weight.shape, dtype=torch.uint8, device=weight.device)
@@ -132,9 +142,7 @@ class LUT4Linear(LowbitLinear):
             first = begin * self.in_features
             for flat, part, size in zip((codes, scales), parts, (2, self.blocksize), strict=True):
                 flat[first // size :][: part.numel()] = part.view(-1)
-        if not self.double_quant:
-            return {"weight": packed, "absmax": absmax}
-        return {"weight": packed, **nest(absmax)}
+        return packed, absmax
 
     def _multiply(self, x: Tensor, out_dtype: torch.dtype) -> Tensor:
         table, *nested = self._tables()
