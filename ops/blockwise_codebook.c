@@ -21,18 +21,18 @@ static int32_t order(float value) {
     return signbit(value) ? -magnitude : magnitude;
 }
 
-lowbit_status lowbit_check_codebook256(const char *op, const lowbit_tensor *codebook) {
-    LOWBIT_TRY(lowbit_check_vector(op, "codebook", codebook, LOWBIT_FLOAT32_DTYPE, VALUES));
+lowbit_status lowbit_check_codebook256(const char *op, const char *name,
+                                       const lowbit_tensor *codebook) {
+    LOWBIT_TRY(lowbit_check_vector(op, name, codebook, LOWBIT_FLOAT32_DTYPE, VALUES));
     const float *values = codebook->data;
     for (size_t i = 0; i < VALUES; i++)
         if (!isfinite(values[i]))
-            return lowbit_fail(LOWBIT_INVALID_ARGUMENT,
-                               "%s: codebook[%zu] is %g, expected finite values", op, i,
-                               (double)values[i]);
+            return lowbit_fail(LOWBIT_INVALID_ARGUMENT, "%s: %s[%zu] is %g, expected finite values",
+                               op, name, i, (double)values[i]);
     for (size_t i = 1; i < VALUES; i++)
         if (order(values[i]) < order(values[i - 1]))
             return lowbit_fail(LOWBIT_INVALID_ARGUMENT,
-                               "%s: codebook[%zu] is %g after %g, expected ascending values", op, i,
+                               "%s: %s[%zu] is %g after %g, expected ascending values", op, name, i,
                                (double)values[i], (double)values[i - 1]);
     return LOWBIT_OK;
 }

@@ -13,6 +13,7 @@ extern "C" {
 #endif
 
 enum {
+    LOWBIT_BLOCKWISE_LARGEST = 4096,          // block
     LOWBIT_BLOCKWISE_THRESHOLDS = 255,        // between 256 values
     LOWBIT_BLOCKWISE_FIRST = (127 - 24) << 7, // the upper half of 2^-24
     LOWBIT_BLOCKWISE_BUCKETS = 24 * 128 + 1,  // of each sign, up to the one that begins at 1
