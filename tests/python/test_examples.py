@@ -19,18 +19,9 @@ pytest.importorskip("matplotlib")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str | Path, example: str = "main") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, EXAMPLES / "main.py", "--threads", "1", "--rounds", "1", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "120"},
-    )
-
-
-def run_finetune(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, EXAMPLES / "finetune.py", "--quick", "--threads", "1", *arguments],
+        [sys.executable, EXAMPLES / f"{example}.py", "--threads", "1", *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, "COLUMNS": "120"},
@@ -58,7 +49,7 @@ def assert_is_picture(path: Path) -> None:
 
 @pytest.mark.usefixtures("minilm")
 def test_an_encoder_answers_as_before(tmp_path: Path) -> None:
-    result = run("--paragraphs", "100", "--output", tmp_path)
+    result = run("--rounds", "1", "--paragraphs", "100", "--output", tmp_path)
     assert result.returncode == 0, result.stderr
     assert "the middle value of a list of numbers" in result.stdout
     assert " difflib." in result.stdout  # for: how similar are two pieces of text?
@@ -78,7 +69,7 @@ def test_an_encoder_answers_as_before(tmp_path: Path) -> None:
 
 def test_without_decomposition_the_answers_drift(tmp_path: Path, minilm: Path) -> None:
     """The figures above are of the outliers' making, not of a test that passes anything."""
-    result = run("--threshold", "0", "--paragraphs", "100", "--output", tmp_path)
+    result = run("--rounds", "1", "--threshold", "0", "--paragraphs", "100", "--output", tmp_path)
     assert result.returncode == 0, result.stderr
     assert table(result.stdout)["Cosine, mean"][1] < 0.999
 
@@ -99,7 +90,9 @@ def test_a_language_model_writes(tmp_path: Path, minilm: Path) -> None:
     model = tmp_path / "tiny"
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(model)
     tokenizer.save_pretrained(model)
-    result = run(model, "--tokens", "4", "--prompt", "Once upon", "--output", tmp_path)
+    result = run(
+        model, "--rounds", "1", "--tokens", "4", "--prompt", "Once upon", "--output", tmp_path
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("Once upon") == 2
     assert "tiny: bf16 and int8" in result.stdout
@@ -137,7 +130,7 @@ def test_the_paragraphs_are_the_same_every_time(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_model_is_trained_quantized_and_fine_tuned(tmp_path: Path) -> None:
-    result = run_finetune("--output", tmp_path)
+    result = run("--quick", "--output", tmp_path, example="finetune")
     assert result.returncode == 0, result.stderr
     assert "the same logits, bit for bit" in result.stdout
     figures = json.loads((tmp_path / "finetune.json").read_text())
@@ -206,24 +199,23 @@ def test_a_base_that_does_not_stay_frozen_is_noticed(
     tiny_llama: torch.nn.Module,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import language_model
     import lora
+    from language_model import Texts
+    from training import Training
 
-    stream, held_out = torch.arange(64), torch.arange(32).view(2, 16)
+    texts = Texts(torch.arange(64), torch.arange(32).view(2, 16))
     options = {"steps": 2, "batch": 2, "learning_rate": 1e-3, "evaluations": 1}
-    lora.fine_tune(tiny_llama, stream, held_out, rank=2, title="", **options)
+    lora.fine_tune(tiny_llama, texts, rank=2, title="", **options)
 
-    train = language_model.train
-
-    def thaw_and_train(model: torch.nn.Module, *args: object, **kwargs: object) -> object:
+    def thawed(model: torch.nn.Module, *args: object, **kwargs: object) -> Training:
         for name, parameter in model.named_parameters():
             if "q_proj.base_layer" in name:
                 parameter.requires_grad_(True)
-        return train(model, *args, **kwargs)
+        return Training(model, *args, **kwargs)
 
-    monkeypatch.setattr(language_model, "train", thaw_and_train)
+    monkeypatch.setattr(lora, "Training", thawed)
     with pytest.raises(RuntimeError, match=r"training has changed .*q_proj\.weight$"):
-        lora.fine_tune(tiny_llama, stream, held_out, rank=2, title="", **options)
+        lora.fine_tune(tiny_llama, texts, rank=2, title="", **options)
 
 
 def test_held_out_text_is_not_learnt_from(monkeypatch: pytest.MonkeyPatch) -> None:
