@@ -218,6 +218,72 @@ def test_a_base_that_does_not_stay_frozen_is_noticed(
         lora.fine_tune(tiny_llama, texts, rank=2, title="", **options)
 
 
+def test_8_bits_train_as_32_do(tmp_path: Path) -> None:
+    result = run("--quick", "--output", tmp_path, example="train")
+    assert result.returncode == 0, result.stderr
+    figures = json.loads((tmp_path / "train.json").read_text())
+    steps, parameters, runs = (figures["settings"]["steps"], figures["parameters"], figures["runs"])
+    final = {}
+    for name, each in runs.items():
+        assert len(each["curve"]["training"]) == steps
+        first, *_, final[name] = each["curve"]["held_out"].values()
+        assert first - final[name] > 1
+        assert re.search(rf"^ *{name} +{final[name]:.4f} ", result.stdout, re.M)
+        assert 0 < each["optimizer_seconds"] < each["step_seconds"]
+
+    # Another start is further away than 8 bits are, and bf16 without master weights is worse.
+    adamw = final["fp32 AdamW"]
+    assert abs(final["fp32 AdamW, other start"] - adamw) > 0.005
+    for name in ("fp32 AdamW8bit", "bf16 AdamW8bit, masters", "int8 AdamW8bit"):
+        assert final[name] == pytest.approx(adamw, abs=0.004)
+    assert final["bf16 AdamW8bit"] - adamw > 0.01
+
+    size = {name: each["optimizer_bytes"] / parameters for name, each in runs.items()}
+    assert size["fp32 AdamW"] == pytest.approx(8, 1e-3)
+    assert 2 < size["fp32 AdamW8bit"] == size["bf16 AdamW8bit"] == size["int8 AdamW8bit"] < 2.05
+    assert size["bf16 AdamW8bit, masters"] == size["bf16 AdamW8bit"] + 4
+    assert {name: each["gradient_bytes"] / parameters for name, each in runs.items()} == {
+        name: 2 if "bf16" in name else 4 for name in runs
+    }
+    weights = {name: each["weight_bytes"] / parameters for name, each in runs.items()}
+    assert weights["int8 AdamW8bit"] > weights["fp32 AdamW"] > 1.99 * weights["bf16 AdamW8bit"]
+
+    assert figures["resumed"]["step"] == steps // 2
+    assert f"the same bits after step {steps}, in all" in result.stdout
+    assert_is_picture(tmp_path / "train.png")
+
+
+def test_a_resumed_run_that_differs_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import train_experiment
+    from language_model import Texts
+    from training import Training
+
+    settings = train_experiment.Settings(
+        vocabulary=64, hidden=64, layers=1, context=16, batch=2, steps=4, evaluations=1
+    )
+    texts = Texts(torch.arange(64), torch.arange(32).view(2, 16))
+    path = tmp_path / "middle.pt"
+    recipe = train_experiment.RECIPES[train_experiment.RESUMED]
+    whole = train_experiment.begin(settings, recipe, texts)
+    for step in range(settings.steps):
+        if step == 2:
+            whole.save(path)
+        whole.advance()
+    assert train_experiment.resume(settings, texts, path, whole) == len(whole.tensors())
+
+    parts = Training._parts
+
+    def lossy(self: Training) -> object:
+        return {name: part for name, part in parts(self).items() if name != "schedule"}
+
+    monkeypatch.setattr(Training, "_parts", lossy)
+    with pytest.raises(RuntimeError, match="resumed from step 2, other bits have come of model"):
+        train_experiment.resume(settings, texts, path, whole)
+
+
 def test_held_out_text_is_not_learnt_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(EXAMPLES)
     from corpus import manual, sources, split
