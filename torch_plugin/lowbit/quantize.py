@@ -127,6 +127,8 @@ def _problems(module: nn.Module, new_layer: Callable[..., LowbitLinear]) -> Iter
     """Why a linear layer, or one expert after the other, cannot be quantized; None where it can."""
     weight = float_weight(module)
     if weight is None:
+        if new_layer(2, 2).options().get("trainable"):
+            yield "belongs to fused experts, which are not trainable"
         weights = (w for name in fused_weights(module) for w in matrices(module, name))
     else:
         weights = iter([weight])

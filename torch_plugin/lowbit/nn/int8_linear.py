@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
 """The linear layer with int8 weights."""
 
+import functools
 import math
 import weakref
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lowbit.nn.lowbit_linear import LowbitLinear
@@ -17,7 +19,7 @@ from lowbit.ops.int8_linear import MAX_K
 # second float copy as large as itself.
 _ROWS_AT_ONCE = 256
 
-# The trainable layers of each master: an optimizer knows parameters, not modules.
+# The trainable layers of each master: optimizers know parameters, not modules.
 _LAYERS = WeakTensorKeyDictionary()
 
 
@@ -56,13 +58,13 @@ class Int8Linear(LowbitLinear):
     Training: integers have no gradient, so a trainable layer multiplies int8 weights that derive
     from master, weight, absmax = int8_quantize(master), and passes the gradient of W straight
     through to master: grad_master = grad_y^T x in float32, as if it had been multiplied itself.
-    The optimizers of lowbit.optim rewrite weight and absmax in the step that changes master. After
-    a step of another optimizer, or any other change of master, call `requantize_`; a forward that
-    finds master changed without it is an error (a change through `.data`, or while compiled, is not
-    noticed). Loading, copying and unpickling derive the codes anew. A state dict holds codes and
-    master; master keeps its bits under `.to(dtype)` as the codes do. `freeze_` makes an ordinary
-    layer of it. FSDP and torch.func.functional_call, which put another tensor in master's place,
-    are an error in forward.
+    After the step of any torch.optim.Optimizer that holds master, weight and absmax are rewritten
+    (by a hook common to all optimizers, registered with the first trainable layer); loading,
+    copying and unpickling do so too. Whoever else changes master calls `requantize_`: a forward
+    that finds it changed is an error (but `.data` hides a change, and compiled code does not look).
+    A state dict holds codes and master; master keeps its bits under `.to(dtype)` as the codes do.
+    `freeze_` makes an ordinary layer of it. FSDP and torch.func.functional_call, which put another
+    tensor in master's place, are an error in forward.
     """
 
     offset: nn.Parameter | None
@@ -192,13 +194,17 @@ class Int8Linear(LowbitLinear):
 
     def _train(self, bias: bool = False) -> None:
         self.master.requires_grad_()
-        if bias:
+        if bias and self.bias is not None:
             self.bias.requires_grad_()
         self._codes_are_current()
 
     def _codes_are_current(self) -> None:
+        _watch_optimizers()
         _LAYERS.setdefault(self.master, weakref.WeakSet()).add(self)
         self._master_version = _version(self.master)
+
+    def _is_stale(self) -> bool:
+        return self._master_version != _version(self.master)
 
     def _check_codes(self) -> None:
         if self not in _LAYERS.get(self.master, ()):
@@ -207,10 +213,10 @@ class Int8Linear(LowbitLinear):
                 "FSDP and functional_call are not supported with trainable layers; "
                 "after setting a new master call requantize_()"
             )
-        if self._master_version != _version(self.master):
+        if self._is_stale():
             raise RuntimeError(
                 "Int8Linear: master has changed since the int8 weight was derived from it; "
-                "train it with an optimizer of lowbit.optim, or call requantize_() after each step"
+                "call requantize_() after changing it other than by the step of an optimizer"
             )
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Int8Linear":
@@ -251,14 +257,19 @@ class Int8Linear(LowbitLinear):
         return super()._why_not_stored(name, value)
 
 
-def any_trainable() -> bool:
-    """Whether there is a trainable layer at all."""
-    return len(_LAYERS) > 0
+@functools.cache
+def _watch_optimizers() -> None:
+    register_optimizer_step_post_hook(_after_step)
 
 
-def layers_of(master: Tensor) -> list[Int8Linear]:
-    """The trainable layers whose master this is."""
-    return [layer for layer in _LAYERS.get(master, ()) if layer.master is master]
+@torch._disable_dynamo
+def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    for group in optimizer.param_groups if _LAYERS else ():
+        for p in group["params"]:
+            for layer in tuple(_LAYERS.get(p, ())):
+                # Fused optimizers leave the version as it is.
+                if layer.master is p and (p.grad is not None or layer._is_stale()):
+                    layer.requantize_()
 
 
 def _version(master: Tensor) -> int:

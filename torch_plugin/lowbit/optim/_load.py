@@ -59,7 +59,7 @@ def read(
     state: dict[Tensor, _state.State] = {}
     groups = []
     for mine, saved in zip(optimizer.param_groups, saved_groups, strict=True):
-        group = _group(here, mine, saved, foreign)
+        group = _group(here, mine, saved, foreign, optimizer._decoupled)
         optimizer._check_group(group)
         groups.append(group)
         shared: dict[tuple[float, int, torch.device], Tensor] = {}
@@ -97,7 +97,7 @@ def _family(here: str, groups: list[dict[str, Any]], state: dict[Any, Any]) -> s
 
 
 def _group(
-    here: str, mine: dict[str, Any], saved: dict[str, Any], foreign: str | None
+    here: str, mine: dict[str, Any], saved: dict[str, Any], foreign: str | None, decoupled: bool
 ) -> dict[str, Any]:
     options = {name: value for name, value in saved.items() if name != "params"}
     if foreign is None:
@@ -109,6 +109,7 @@ def _group(
     else:
         if options.get("amsgrad"):
             raise ValueError(f"{here}: a group has amsgrad, which has no 8-bit form")
+        _check_decay(here, options, foreign, decoupled)
         options = {name: value for name, value in options.items() if name in _SHARED_OPTIONS}
         if "betas" in options:
             betas = options["betas"][:2]  # bitsandbytes' may have a third, for another optimizer
@@ -118,6 +119,16 @@ def _group(
         kept = mine.keys()
     group = {name: value for name, value in mine.items() if name in kept}
     return group | deepcopy(options) | {"params": mine["params"]}
+
+
+def _check_decay(here: str, options: dict[str, Any], foreign: str, decoupled: bool) -> None:
+    """A decay means something else in the other class; bitsandbytes' is decoupled in both."""
+    theirs = foreign == "bitsandbytes" or options.get("decoupled_weight_decay", decoupled)
+    if options.get("weight_decay") and theirs != decoupled:
+        raise ValueError(
+            f"{here}: weight_decay is {'decoupled' if theirs else 'part of the gradient'} where "
+            f"the state was saved; load it into {'AdamW8bit' if theirs else 'Adam8bit'}"
+        )
 
 
 def _entry(
@@ -133,11 +144,12 @@ def _entry(
     problem = _state.why_not_saved(param, entry, group)
     if problem:
         raise ValueError(problem)
-    return {
+    step = entry["step"].detach().reshape(()).to(param.device, torch.float32, copy=True)
+    return {"step": step} | {
         name: value.detach().to(param.device, copy=True).contiguous()
         for name, value in entry.items()
         if name != "step"
-    } | {"step": entry["step"].reshape(()).to(param.device, torch.float32, copy=True)}
+    }
 
 
 def _from_bitsandbytes(entry: dict[str, Any]) -> dict[str, Any]:

@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from lowbit import codebooks
-from lowbit.nn import int8_linear
 from lowbit.ops._check import BLOCKSIZES, FLOATS, ceil_div, is_blocksize
 from lowbit.optim import _load, _state
 from lowbit.optim._state import local
 
 # The tensors of a batch, parameters that are stepped by one call, in the order of _init_group.
 _Lists = tuple[list[Any], ...]
-_REQUANTIZE = 0
 
 
 class Adam8bit(torch.optim.Optimizer):
@@ -67,9 +65,6 @@ class Adam8bit(torch.optim.Optimizer):
     communication; their state are DTensors too and go through torch.distributed.checkpoint. Blocks
     start anew in every shard: the result has the bits of a single process where shards consist of
     whole blocks, and then also loads with another number of ranks that divides evenly.
-
-    A master of a lowbit.nn.Int8Linear that is stepped has its int8 codes rewritten by the step;
-    under torch.compile that part is outside of the graph.
 
     Raises:
         TypeError, ValueError: an argument, or an option of a group, is wrong.
@@ -207,10 +202,7 @@ class Adam8bit(torch.optim.Optimizer):
                 return loss
             start = False
             group, bits = batch
-            if bits == _REQUANTIZE:
-                self._requantize()
-            else:
-                self._step_batch(self.param_groups[group], bits, *lists)
+            self._step_batch(self.param_groups[group], bits, *lists)
 
     def _init_group(self, start: bool, *lists: list[Any]) -> tuple[int, int] | None:
         """Fills the lists with the next batch and returns its group's index and its bits; None
@@ -224,7 +216,7 @@ class Adam8bit(torch.optim.Optimizer):
         if not self._batches:
             return None
         batch, tensors = self._batches.pop(0)
-        for mine, given in zip(lists, tensors, strict=False):
+        for mine, given in zip(lists, tensors, strict=True):
             mine.extend(given)
         return batch
 
@@ -259,8 +251,6 @@ class Adam8bit(torch.optim.Optimizer):
                     for state in states:
                         state["step"] = own
                 plan.append(((index, bits), _lists(members, states)))
-        if int8_linear.any_trainable() and any(map(int8_linear.layers_of, _all(stepped))):
-            plan.append(((0, _REQUANTIZE), ()))
         return plan
 
     def _new_state(
@@ -320,11 +310,26 @@ class Adam8bit(torch.optim.Optimizer):
             grad_scale = grad_scale.to(device, torch.float32)
         if found_inf is not None:  # the sum over devices
             found_inf = (found_inf.to(device) != 0).to(torch.float32)
-        advanced = step + 1
+        if not torch.compiler.is_compiling():  # which does it itself
+            torch.autograd.graph.increment_version(params)
+        lr = group["lr"]
+        if isinstance(lr, Tensor):
+            lr = lr.to(device, torch.float64)
+        else:
+            lr = torch.full((), lr, dtype=torch.float64, device=device)
         grads = [_as_placed(g, p) for g, p in zip(grads, params, strict=True)]
         params = [local(p) for p in params]
         moments = [local(t) for t in exp_avg], [local(t) for t in exp_avg_sq]
         masters = [None if master is None else local(master) for master in masters]
+        numbers = (
+            step + 1,
+            lr,
+            *group["betas"],
+            group["eps"],
+            group["weight_decay"],
+            self._decoupled,
+            group["maximize"],
+        )
         if bits == 8:
             # Of a shard smaller than the largest the last scales are not in use.
             used = [ceil_div(p.numel(), group["blocksize"]) for p in params]
@@ -332,104 +337,36 @@ class Adam8bit(torch.optim.Optimizer):
                 [local(t)[:n] for t, n in zip(absmax, used, strict=True)]
                 for absmax in (exp_avg_absmax, exp_avg_sq_absmax)
             ]
-            self._step_8bit(
-                group, params, grads, moments, scales, masters, advanced, grad_scale, found_inf
+            none = torch.empty(0, dtype=torch.float32, device=device)
+            values = [p.contiguous() for p in params]
+            torch.ops.lowbit.adam8bit_step_(
+                values,
+                [g.contiguous() for g in grads],
+                moments[0],
+                scales[0],
+                moments[1],
+                scales[1],
+                [none if master is None else master for master in masters],
+                codebooks.shared(codebooks.DYNAMIC, device),
+                codebooks.shared(codebooks.DYNAMIC_UNSIGNED, device),
+                *numbers,
+                group["blocksize"],
+                grad_scale,
+                found_inf,
             )
         else:
-            self._step_32bit(
-                group, params, grads, moments, masters, advanced, grad_scale, found_inf
-            )
+            values = [
+                p.float().contiguous() if master is None else master
+                for p, master in zip(params, masters, strict=True)
+            ]
+            grads = [g.float().contiguous() for g in grads]
+            if grad_scale is not None:
+                grads = [g / grad_scale for g in grads]
+            torch.ops.lowbit.adam32bit_step_(values, grads, *moments, *numbers, found_inf)
+        for p, value in zip(params, values, strict=True):
+            if value is not p:
+                p.copy_(value)
         step.add_(1 if found_inf is None else 1 - found_inf)
-
-    def _step_8bit(
-        self,
-        group: dict[str, Any],
-        params: list[Tensor],
-        grads: list[Tensor],
-        moments: tuple[list[Tensor], list[Tensor]],
-        scales: list[list[Tensor]],
-        masters: list[Tensor | None],
-        step: Tensor,
-        grad_scale: Tensor | None,
-        found_inf: Tensor | None,
-    ) -> None:
-        device = step.device
-        lr = group["lr"]
-        if isinstance(lr, Tensor):
-            lr = lr.to(device, torch.float64)
-        else:
-            lr = torch.full((), lr, dtype=torch.float64, device=device)
-        if all(master is None for master in masters):
-            masters = []
-        rows = [p.contiguous() for p in params]
-        torch.ops.lowbit.adam8bit_step_(
-            rows,
-            [g.contiguous() for g in grads],
-            moments[0],
-            scales[0],
-            moments[1],
-            scales[1],
-            [torch.empty(0, device=device) if master is None else master for master in masters],
-            codebooks.shared(codebooks.DYNAMIC, device),
-            codebooks.shared(codebooks.DYNAMIC_UNSIGNED, device),
-            step,
-            lr,
-            *group["betas"],
-            group["eps"],
-            group["weight_decay"],
-            self._decoupled,
-            group["maximize"],
-            group["blocksize"],
-            grad_scale,
-            found_inf,
-        )
-        _copy_back(params, rows)
-
-    def _step_32bit(
-        self,
-        group: dict[str, Any],
-        params: list[Tensor],
-        grads: list[Tensor],
-        moments: tuple[list[Tensor], list[Tensor]],
-        masters: list[Tensor | None],
-        step: Tensor,
-        grad_scale: Tensor | None,
-        found_inf: Tensor | None,
-    ) -> None:
-        values = [
-            p.float().contiguous() if master is None else master
-            for p, master in zip(params, masters, strict=True)
-        ]
-        grads = [g.float().contiguous() for g in grads]
-        if grad_scale is not None:  # torch's operator would write the unscaled gradients back
-            grads = [g / grad_scale for g in grads]
-        fused = torch._fused_adamw_ if self._decoupled else torch._fused_adam_
-        beta1, beta2 = group["betas"]
-        fused(
-            values,
-            grads,
-            *moments,
-            [],
-            [step] * len(values),
-            lr=group["lr"],
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            amsgrad=False,
-            maximize=group["maximize"],
-            grad_scale=None,
-            found_inf=found_inf,
-        )
-        _copy_back(params, values)
-
-    @torch._disable_dynamo
-    def _requantize(self) -> None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    for layer in int8_linear.layers_of(p):
-                        layer.requantize_()
 
 
 class AdamW8bit(Adam8bit):
@@ -482,18 +419,8 @@ def _lists(params: list[Tensor], states: list[_state.State]) -> _Lists:
     return params, [p.grad for p in params], *parts, masters, [states[0]["step"]]
 
 
-def _all(stepped: list[tuple[int, list[Tensor]]]) -> list[Tensor]:
-    return [p for _, params in stepped for p in params]
-
-
 def _as_placed(grad: Tensor, param: Tensor) -> Tensor:
     """The local part of a gradient, which tensor parallel may have left to be summed up."""
     if hasattr(grad, "to_local") and grad.placements != param.placements:
         grad = grad.redistribute(placements=param.placements)
     return local(grad)
-
-
-def _copy_back(params: list[Tensor], values: list[Tensor]) -> None:
-    for p, value in zip(params, values, strict=True):
-        if value is not p:
-            p.copy_(value)
