@@ -118,6 +118,13 @@ def test_what_it_cannot_compare_is_an_error(tmp_path: Path) -> None:
     assert "--paragraphs is 0, expected at least 1" in result.stderr
 
 
+@pytest.mark.parametrize("example", ["main", "finetune", "train"])
+def test_no_threads_are_an_error(example: str) -> None:
+    result = run("--threads", "0", example=example)
+    assert result.returncode == 2
+    assert "--threads is 0, expected at least 1" in result.stderr
+
+
 def test_the_paragraphs_are_the_same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(EXAMPLES)
     from corpus import paragraphs
