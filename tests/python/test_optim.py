@@ -597,6 +597,22 @@ def test_loading_copies() -> None:
     assert same(first.state_dict(), before)
 
 
+def test_loading_state_of_some_parameters_or_none() -> None:
+    first, second = AdamW8bit(new()), AdamW8bit(new())
+    second.load_state_dict(first.state_dict())
+    run(second, [0])
+    run(first, [0])
+    assert same_run(first, second)
+    params = new()
+    third, fourth = AdamW8bit(params), AdamW8bit(new())
+    give_gradients(params[1:2], 0)
+    third.step()
+    fourth.load_state_dict(third.state_dict())
+    assert list(fourth.state) == fourth.param_groups[0]["params"][1:2]
+    run(fourth, [0])
+    assert len(fourth.state) == 3
+
+
 def test_steps_stay_apart_or_together_after_loading() -> None:
     params = new()
     first = AdamW8bit(params)
@@ -955,4 +971,4 @@ def test_a_model_trains_as_with_float32_state() -> None:
     ours, exact = curves
     assert exact[-1] < 0.01 * exact[0]
     for a, b in zip(ours[20::20], exact[20::20], strict=True):
-        assert a == pytest.approx(b, rel=0.1, abs=0.005 * exact[0])
+        assert 0.6 * b < a < 1.1 * b

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Saved states as Adam8bit keeps them: its own, bitsandbytes' and torch's."""
 
+from collections import defaultdict
 from copy import deepcopy
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,7 @@ def read(
     if unknown:
         raise ValueError(f"{here}: there is state of {', '.join(unknown)}, which no group names")
     foreign = _family(here, saved_groups, state_dict["state"])
-    state: dict[Tensor, _state.State] = {}
+    state: defaultdict[Tensor, _state.State] = defaultdict(dict)  # as torch has it
     groups = []
     for mine, saved in zip(optimizer.param_groups, saved_groups, strict=True):
         group = _group(here, mine, saved, foreign, optimizer._decoupled)
