@@ -875,11 +875,12 @@ def test_wrong_groups() -> None:
     params = new()
     for group, message in (
         ({"params": params, "bits": 4}, "bits is 4, expected 8 or 32"),
-        ({"params": params, "amsgrad": True}, "options amsgrad, expected some of lr"),
+        ({"params": params, "amsgrad": True}, "amsgrad is True, expected none"),
         ({"params": [params[0], params[0]]}, "holds a parameter twice"),
     ):
         with pytest.raises(ValueError, match=f"AdamW8bit: .*{message}"):
             AdamW8bit([group])
+    assert AdamW8bit([{"params": params, "name": "mine"}]).param_groups[0]["name"] == "mine"
 
 
 def _sparse(p: Tensor) -> None:

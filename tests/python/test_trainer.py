@@ -35,7 +35,6 @@ def trainer(folder: Path, checkpoint: str, passed: str, trainable: bool, **more:
     model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint)
     if trainable:
         lowbit.quantize_(model, trainable=True)
-        model.is_quantized = False
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
         max_steps=STEPS,

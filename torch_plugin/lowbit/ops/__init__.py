@@ -3,6 +3,7 @@
 
 Each operator's CPU code is in the compiled library, its meaning in ops/include/lowbit/<operator>.h.
 Here stand its fake kernel, which repeats every check that needs no data, and its gradient.
+adam32bit_step_ alone is written here, on torch's own operator.
 """
 
 from lowbit.ops import (
