@@ -63,6 +63,7 @@ static void adam8bit_step_(Tensors params, Tensors grads, Tensors exp_avg, Tenso
                            const Tensor &lr, double beta1, double beta2, double eps,
                            double weight_decay, bool decoupled, bool maximize, int64_t blocksize,
                            OptionalTensor grad_scale, OptionalTensor found_inf) {
+    check_no_grad(op);
     check_blocksize(op, blocksize);
     check_count("grads", grads, params);
     check_count("exp_avg", exp_avg, params);

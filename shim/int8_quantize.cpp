@@ -35,6 +35,7 @@ static std::tuple<Tensor, Tensor, Tensor> int8_quantize_offset(const Tensor &wei
 
 static void int8_requantize_(const Tensor &q, const Tensor &absmax, const Tensor &master) {
     const char *op = "int8_requantize_";
+    check_no_grad(op);
     const View codes = weight_of(op, "q", q);
     const View scale = vector_of(op, "absmax", absmax, Shape{q.size(0)});
     check_shape(op, "master", master, shape_of(q));

@@ -113,6 +113,14 @@ inline View make_view(const char *op, const char *name, const Tensor &tensor, vo
     return {tensor, {data, dtype_of(op, name, tensor.scalar_type()), rows, cols, stride}};
 }
 
+// For operators that write into their arguments: autograd would not notice.
+inline void check_no_grad(const char *op) {
+    if (aoti_torch_grad_mode_is_enabled())
+        throw std::runtime_error(std::string("lowbit::") + op +
+                                 ": works in place and has no gradient, expected a call under "
+                                 "torch.no_grad()");
+}
+
 inline void check_on_cpu(const char *op, const char *name, const Tensor &tensor) {
     if (!tensor.is_cpu())
         refuse(op, name, " is on another device than the CPU, expected all tensors on one device");

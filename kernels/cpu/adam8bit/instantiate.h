@@ -21,9 +21,11 @@ LOWBIT_INLINE struct lowbit_adam8bit_part next_block(enum lowbit_float param,
     return part;
 }
 
-// Included at the end of a file that defines, inline, the step of one block,
+// Included at the end of a file that defines, inline, what it makes of a rule and the step of one
+// block,
 //
-//   void step(param_type, grad_type, n, part, rule)
+//   struct context begin(rule)
+//   void step(param_type, grad_type, n, part, context)
 //
 // LOWBIT_INSTANTIATE(avx2) makes the functions that the table names.
 #define LOWBIT_INSTANTIATE(isa)                                                                    \
@@ -40,13 +42,14 @@ LOWBIT_INLINE struct lowbit_adam8bit_part next_block(enum lowbit_float param,
     void lowbit_adam8bit_ukernel_##param##_##grad##__##isa(                                        \
         size_t n, size_t blocksize, const struct lowbit_adam8bit_part *part,                       \
         const struct lowbit_adam8bit_rule *rule) {                                                 \
+        const struct context context = begin(rule);                                                \
         struct lowbit_adam8bit_part block = *part;                                                 \
         for (; n > blocksize; n -= blocksize) {                                                    \
-            step(param, grad, blocksize, &block, rule);                                            \
+            step(param, grad, blocksize, &block, &context);                                            \
             block = next_block(param, grad, blocksize, block);                                     \
         }                                                                                          \
         if (n)                                                                                     \
-            step(param, grad, n, &block, rule);                                                    \
+            step(param, grad, n, &block, &context);                                                    \
     }
 
 #endif

@@ -18,9 +18,17 @@ LOWBIT_INLINE float encode(size_t n, const float *x, const struct lowbit_blockwi
     return absmax;
 }
 
+struct context {
+    const struct lowbit_adam8bit_rule *rule;
+};
+
+LOWBIT_INLINE struct context begin(const struct lowbit_adam8bit_rule *rule) {
+    return (struct context){rule};
+}
+
 LOWBIT_INLINE void step(enum lowbit_float param, enum lowbit_float grad, size_t n,
-                        const struct lowbit_adam8bit_part *part,
-                        const struct lowbit_adam8bit_rule *rule) {
+                        const struct lowbit_adam8bit_part *part, const struct context *context) {
+    const struct lowbit_adam8bit_rule *rule = context->rule;
     float m[LOWBIT_BLOCKWISE_LARGEST], v[LOWBIT_BLOCKWISE_LARGEST];
     for (size_t i = 0; i < n; i++)
         lowbit_adam8bit_element(param, grad, part, rule, i, m, v);

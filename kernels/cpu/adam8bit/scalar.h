@@ -13,7 +13,7 @@ LOWBIT_INLINE float lowbit_finite(float x) {
     return fabsf(x) < INFINITY ? x : 0.0f;
 }
 
-// Steps element i. Its moments, 0 where they are not finite, are left in m[i] and v[i].
+// Steps element i. Its moments are left in m[i] and v[i], 0 where a scale was of no use.
 LOWBIT_INLINE void lowbit_adam8bit_element(enum lowbit_float param, enum lowbit_float grad,
                                            const struct lowbit_adam8bit_part *part,
                                            const struct lowbit_adam8bit_rule *rule, size_t i,
@@ -26,7 +26,7 @@ LOWBIT_INLINE void lowbit_adam8bit_element(enum lowbit_float param, enum lowbit_
     v[i] = fmaf(rule->b2, v_old, rule->r2 * (g * g));
     if (!(fabsf(m[i]) < INFINITY && v[i] >= 0.0f && v[i] < INFINITY)) {
         m[i] = lowbit_finite(m_old);
-        v[i] = lowbit_finite(v_old);
+        v[i] = v_old > 0.0f ? lowbit_finite(v_old) : 0.0f;
         return;
     }
     const float root = sqrtf(v[i]), least = fabsf(m[i]) * rule->floor;

@@ -62,7 +62,7 @@ typedef struct lowbit_adam8bit_param {
 // and m / e would be a step without bound.
 //
 // An element stays as it was unless m is finite and v is finite and not negative: its param and master
-// are not written, and m_old and v_old are encoded with its block. That is what a gradient does that
+// are not written, and m_old and v_old (0 if negative) are encoded with its block. That is what a gradient does that
 // is NaN, infinite or too large to be squared, and a parameter that is NaN or infinite. The other
 // elements do not notice.
 //
