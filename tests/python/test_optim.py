@@ -536,8 +536,8 @@ def test_opcheck_of_the_32_bit_step(decoupled: bool) -> None:
     tensors = [[p.detach() for p in new()] for _ in range(4)]
     tensors[3] = [t.abs() for t in tensors[3]]
     numbers = (torch.ones(()), torch.tensor(1e-3), 0.9, 0.999, 1e-8, 0.1, decoupled, False)
-    torch.library.opcheck(torch.ops.lowbit.adam32bit_step_, (*tensors, *numbers))
-    torch.library.opcheck(torch.ops.lowbit.adam32bit_step_, (*tensors, *numbers, torch.ones(())))
+    torch.library.opcheck(torch.ops.lowbit_optim.fused_adam_, (*tensors, *numbers))
+    torch.library.opcheck(torch.ops.lowbit_optim.fused_adam_, (*tensors, *numbers, torch.ones(())))
 
 
 # State dicts, copies

@@ -3,12 +3,10 @@
 
 Each operator's CPU code is in the compiled library, its meaning in ops/include/lowbit/<operator>.h.
 Here stand its fake kernel, which repeats every check that needs no data, and its gradient.
-adam32bit_step_ alone is written here, on torch's own operator.
 """
 
 from lowbit.ops import (
     adam8bit_step,
-    adam32bit_step,
     blockwise_dequantize,
     blockwise_quantize,
     int8_dequantize,
@@ -22,7 +20,6 @@ from lowbit.ops import (
 
 __all__ = [
     "adam8bit_step",
-    "adam32bit_step",
     "blockwise_dequantize",
     "blockwise_quantize",
     "int8_dequantize",

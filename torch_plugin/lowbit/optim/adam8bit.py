@@ -12,6 +12,7 @@ from torch import Tensor
 from lowbit import codebooks
 from lowbit.ops._check import BLOCKSIZES, FLOATS, ceil_div, is_blocksize
 from lowbit.optim import _load, _state
+from lowbit.optim._fused_adam import fused_adam_
 from lowbit.optim._state import local
 
 # The tensors of a batch, parameters that are stepped by one call, in the order of _init_group.
@@ -357,7 +358,7 @@ class Adam8bit(torch.optim.Optimizer):
             grads = [g.float().contiguous() for g in grads]
             if grad_scale is not None:
                 grads = [g / grad_scale for g in grads]
-            torch.ops.lowbit.adam32bit_step_(values, grads, *moments, *numbers, found_inf)
+            fused_adam_(values, grads, *moments, *numbers, found_inf)
         for p, value in zip(params, values, strict=True):
             if value is not p:
                 p.copy_(value)
