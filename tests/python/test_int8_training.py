@@ -323,6 +323,9 @@ def test_wrong_state_dicts_are_refused() -> None:
     check_load_refused(a, {"master": Tensor.half}, "master has dtype torch.float16, expected")
     check_load_refused(a, {"master": lambda t: t[1:]}, r"master has shape \[79, 64\]")
     check_load_refused(a, {"master": lambda t: t / 0}, "master holds NaN or infinity")
+    check_load_refused(
+        layer(absmax_dtype=torch.float16), {"master": lambda t: t * 1e6}, "master holds .*float16"
+    )
     frozen = Int8Linear(K, N)
     with pytest.raises(RuntimeError, match="are absmax, bias, master, weight, expected absmax"):
         frozen.load_state_dict(a.state_dict())

@@ -63,6 +63,7 @@ class Int8Linear(LowbitLinear):
     (by a hook common to all optimizers, registered with the first trainable layer); loading,
     copying and unpickling do so too, and so does a forward that finds master changed in place in
     another way. `.data` hides a change, and compiled code does not look: call `requantize_` then.
+    (NaN in master, which lowbit.optim never puts there, becomes the code 0.)
     A state dict holds codes and master; master keeps its bits under `.to(dtype)` as the codes do.
     `freeze_` makes an ordinary layer of it. FSDP and torch.func.functional_call, which put another
     tensor in master's place, are an error in forward.
@@ -141,12 +142,13 @@ class Int8Linear(LowbitLinear):
         return options | {"trainable": True} if self.trainable else options
 
     def why_not_quantizable(self, weight: Tensor) -> str | None:
-        problem = super().why_not_quantizable(weight)
-        if problem is None:
-            largest = max(bound.abs().item() for bound in weight.aminmax())
-            if largest > torch.finfo(self.absmax.dtype).max:
-                problem = f"holds {largest:g}, beyond the range of {self.absmax.dtype} scales"
-        return problem
+        return super().why_not_quantizable(weight) or self._why_too_large(weight)
+
+    def _why_too_large(self, weight: Tensor) -> str | None:
+        largest = max(bound.abs().item() for bound in weight.aminmax())
+        if largest > torch.finfo(self.absmax.dtype).max:
+            return f"holds {largest:g}, beyond the range of {self.absmax.dtype} scales"
+        return None
 
     def quantize_weight(self, weight: Tensor) -> dict[str, Tensor]:
         parts = ("weight", "absmax") if self.offset is None else ("weight", "absmax", "offset")
@@ -253,7 +255,10 @@ class Int8Linear(LowbitLinear):
     def _why_not_stored(self, name: str, value: Tensor) -> str | None:
         if name == "weight" and value.amin() == -128:
             return "holds -128, expected codes in [-127, 127]"
-        return super()._why_not_stored(name, value)
+        problem = super()._why_not_stored(name, value)
+        if problem is None and name == "master":
+            problem = self._why_too_large(value)
+        return problem
 
 
 @functools.cache
