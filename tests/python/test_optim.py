@@ -821,6 +821,16 @@ def test_a_decay_of_the_other_kind_is_refused() -> None:
         ours.load_state_dict(theirs.state_dict())
 
 
+def test_state_dicts_without_state() -> None:
+    theirs = torch.optim.Adam(new(), lr=3e-3, weight_decay=0.1)
+    ours = Adam8bit([{"params": new(), "name": "mine"}], blocksize=64)
+    ours.load_state_dict(theirs.state_dict())
+    group = ours.param_groups[0]
+    assert (group["lr"], group["weight_decay"], group["blocksize"]) == (3e-3, 0.1, 64)
+    assert group["name"] == "mine"
+    ours.load_state_dict(Adam8bit(new()).state_dict())
+
+
 def test_bitsandbytes_with_another_map_or_form_is_refused() -> None:
     bnb = pytest.importorskip("bitsandbytes")
     theirs = bnb.optim.AdamW8bit(new())
