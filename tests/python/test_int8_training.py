@@ -191,6 +191,17 @@ def test_a_compiled_step_rewrites_the_codes_too() -> None:
         assert current(model)
 
 
+def test_compiled_steps_of_other_models_stay_whole() -> None:
+    torch._dynamo.reset()
+    there_is_one = layer()
+    model = nn.Linear(K, N)
+    optimizer = AdamW8bit(model.parameters())
+    train(model, optimizer)
+    model(torch.randn(2, K)).sum().backward()
+    torch.compile(lambda: optimizer.step(), fullgraph=True, backend="aot_eager")()
+    assert current(there_is_one)
+
+
 def test_a_skipped_step_changes_nothing() -> None:
     model = layer()
     optimizer = AdamW8bit(trained(model), lr=1e-2)
@@ -205,13 +216,12 @@ def test_a_skipped_step_changes_nothing() -> None:
 def test_a_master_that_was_changed_otherwise_is_noticed() -> None:
     a = layer()
     x = torch.randn(3, K)
+    y = a(x).detach()
     with torch.no_grad():
         a.master.mul_(2)
-    with pytest.raises(RuntimeError, match=r"master has changed since .*requantize_\(\)"):
-        a(x)
-    a.requantize_()
+        a.bias.mul_(2)
+    torch.testing.assert_close(a(x).detach(), 2 * y)
     assert current(a)
-    a(x)
     a.master = nn.Parameter(torch.randn(N, K))
     with pytest.raises(RuntimeError, match="master is not the parameter that the int8 weight"):
         a(x)
@@ -313,6 +323,9 @@ def test_wrong_state_dicts_are_refused() -> None:
     check_load_refused(a, {"master": Tensor.half}, "master has dtype torch.float16, expected")
     check_load_refused(a, {"master": lambda t: t[1:]}, r"master has shape \[79, 64\]")
     check_load_refused(a, {"master": lambda t: t / 0}, "master holds NaN or infinity")
+    check_load_refused(
+        layer(absmax_dtype=torch.float16), {"master": lambda t: t * 1e6}, "master holds .*float16"
+    )
     frozen = Int8Linear(K, N)
     with pytest.raises(RuntimeError, match="are absmax, bias, master, weight, expected absmax"):
         frozen.load_state_dict(a.state_dict())
@@ -389,5 +402,5 @@ def test_full_fine_tuning_falls_like_the_float_model(checkpoints: dict[str, str]
     exact, ours = curves
     assert exact[-1] < 0.6 * exact[0]
     for a, b in zip(ours[::10], exact[::10], strict=True):
-        assert a == pytest.approx(b, rel=0.05)
+        assert a == pytest.approx(b, rel=0.1)
     assert current(model)

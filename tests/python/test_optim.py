@@ -536,8 +536,8 @@ def test_opcheck_of_the_32_bit_step(decoupled: bool) -> None:
     tensors = [[p.detach() for p in new()] for _ in range(4)]
     tensors[3] = [t.abs() for t in tensors[3]]
     numbers = (torch.ones(()), torch.tensor(1e-3), 0.9, 0.999, 1e-8, 0.1, decoupled, False)
-    torch.library.opcheck(torch.ops.lowbit.adam32bit_step_, (*tensors, *numbers))
-    torch.library.opcheck(torch.ops.lowbit.adam32bit_step_, (*tensors, *numbers, torch.ones(())))
+    torch.library.opcheck(torch.ops.lowbit_optim.fused_adam_, (*tensors, *numbers))
+    torch.library.opcheck(torch.ops.lowbit_optim.fused_adam_, (*tensors, *numbers, torch.ones(())))
 
 
 # State dicts, copies
@@ -595,6 +595,22 @@ def test_loading_copies() -> None:
     before = copy.deepcopy(first.state_dict())
     run(second, range(2, 4))
     assert same(first.state_dict(), before)
+
+
+def test_loading_state_of_some_parameters_or_none() -> None:
+    first, second = AdamW8bit(new()), AdamW8bit(new())
+    second.load_state_dict(first.state_dict())
+    run(second, [0])
+    run(first, [0])
+    assert same_run(first, second)
+    params = new()
+    third, fourth = AdamW8bit(params), AdamW8bit(new())
+    give_gradients(params[1:2], 0)
+    third.step()
+    fourth.load_state_dict(third.state_dict())
+    assert list(fourth.state) == fourth.param_groups[0]["params"][1:2]
+    run(fourth, [0])
+    assert len(fourth.state) == 3
 
 
 def test_steps_stay_apart_or_together_after_loading() -> None:
@@ -805,6 +821,16 @@ def test_a_decay_of_the_other_kind_is_refused() -> None:
         ours.load_state_dict(theirs.state_dict())
 
 
+def test_state_dicts_without_state() -> None:
+    theirs = torch.optim.Adam(new(), lr=3e-3, weight_decay=0.1)
+    ours = Adam8bit([{"params": new(), "name": "mine"}], blocksize=64)
+    ours.load_state_dict(theirs.state_dict())
+    group = ours.param_groups[0]
+    assert (group["lr"], group["weight_decay"], group["blocksize"]) == (3e-3, 0.1, 64)
+    assert group["name"] == "mine"
+    ours.load_state_dict(Adam8bit(new()).state_dict())
+
+
 def test_bitsandbytes_with_another_map_or_form_is_refused() -> None:
     bnb = pytest.importorskip("bitsandbytes")
     theirs = bnb.optim.AdamW8bit(new())
@@ -859,11 +885,12 @@ def test_wrong_groups() -> None:
     params = new()
     for group, message in (
         ({"params": params, "bits": 4}, "bits is 4, expected 8 or 32"),
-        ({"params": params, "amsgrad": True}, "options amsgrad, expected some of lr"),
+        ({"params": params, "amsgrad": True}, "amsgrad is True, expected none"),
         ({"params": [params[0], params[0]]}, "holds a parameter twice"),
     ):
         with pytest.raises(ValueError, match=f"AdamW8bit: .*{message}"):
             AdamW8bit([group])
+    assert AdamW8bit([{"params": params, "name": "mine"}]).param_groups[0]["name"] == "mine"
 
 
 def _sparse(p: Tensor) -> None:
@@ -955,4 +982,4 @@ def test_a_model_trains_as_with_float32_state() -> None:
     ours, exact = curves
     assert exact[-1] < 0.01 * exact[0]
     for a, b in zip(ours[20::20], exact[20::20], strict=True):
-        assert a == pytest.approx(b, rel=0.1, abs=0.005 * exact[0])
+        assert 0.6 * b < a < 1.1 * b

@@ -21,6 +21,7 @@ _ROWS_AT_ONCE = 256
 
 # The trainable layers of each master: optimizers know parameters, not modules.
 _LAYERS = WeakTensorKeyDictionary()
+_MARK = "_lowbit_int8_master"  # an attribute of every master
 
 
 class Int8Linear(LowbitLinear):
@@ -60,8 +61,9 @@ class Int8Linear(LowbitLinear):
     through to master: grad_master = grad_y^T x in float32, as if it had been multiplied itself.
     After the step of any torch.optim.Optimizer that holds master, weight and absmax are rewritten
     (by a hook common to all optimizers, registered with the first trainable layer); loading,
-    copying and unpickling do so too. Whoever else changes master calls `requantize_`: a forward
-    that finds it changed is an error (but `.data` hides a change, and compiled code does not look).
+    copying and unpickling do so too, and so does a forward that finds master changed in place in
+    another way. `.data` hides a change, and compiled code does not look: call `requantize_` then.
+    (NaN in master, which lowbit.optim never puts there, becomes the code 0.)
     A state dict holds codes and master; master keeps its bits under `.to(dtype)` as the codes do.
     `freeze_` makes an ordinary layer of it. FSDP and torch.func.functional_call, which put another
     tensor in master's place, are an error in forward.
@@ -140,12 +142,13 @@ class Int8Linear(LowbitLinear):
         return options | {"trainable": True} if self.trainable else options
 
     def why_not_quantizable(self, weight: Tensor) -> str | None:
-        problem = super().why_not_quantizable(weight)
-        if problem is None:
-            largest = max(bound.abs().item() for bound in weight.aminmax())
-            if largest > torch.finfo(self.absmax.dtype).max:
-                problem = f"holds {largest:g}, beyond the range of {self.absmax.dtype} scales"
-        return problem
+        return super().why_not_quantizable(weight) or self._why_too_large(weight)
+
+    def _why_too_large(self, weight: Tensor) -> str | None:
+        largest = max(bound.abs().item() for bound in weight.aminmax())
+        if largest > torch.finfo(self.absmax.dtype).max:
+            return f"holds {largest:g}, beyond the range of {self.absmax.dtype} scales"
+        return None
 
     def quantize_weight(self, weight: Tensor) -> dict[str, Tensor]:
         parts = ("weight", "absmax") if self.offset is None else ("weight", "absmax", "offset")
@@ -200,6 +203,7 @@ class Int8Linear(LowbitLinear):
 
     def _codes_are_current(self) -> None:
         _watch_optimizers()
+        setattr(self.master, _MARK, True)
         _LAYERS.setdefault(self.master, weakref.WeakSet()).add(self)
         self._master_version = _version(self.master)
 
@@ -214,10 +218,7 @@ class Int8Linear(LowbitLinear):
                 "after setting a new master call requantize_()"
             )
         if self._is_stale():
-            raise RuntimeError(
-                "Int8Linear: master has changed since the int8 weight was derived from it; "
-                "call requantize_() after changing it other than by the step of an optimizer"
-            )
+            self.requantize_()
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Int8Linear":
         super()._apply(fn, recurse)
@@ -254,7 +255,10 @@ class Int8Linear(LowbitLinear):
     def _why_not_stored(self, name: str, value: Tensor) -> str | None:
         if name == "weight" and value.amin() == -128:
             return "holds -128, expected codes in [-127, 127]"
-        return super()._why_not_stored(name, value)
+        problem = super()._why_not_stored(name, value)
+        if problem is None and name == "master":
+            problem = self._why_too_large(value)
+        return problem
 
 
 @functools.cache
@@ -262,9 +266,18 @@ def _watch_optimizers() -> None:
     register_optimizer_step_post_hook(_after_step)
 
 
-@torch._disable_dynamo
 def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    for group in optimizer.param_groups if _LAYERS else ():
+    # torch.compile traces this for every optimizer, and has to leave the graph only for masters.
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if hasattr(p, _MARK):
+                _requantize_stepped(optimizer)
+                return
+
+
+@torch._disable_dynamo
+def _requantize_stepped(optimizer: torch.optim.Optimizer) -> None:
+    for group in optimizer.param_groups:
         for p in group["params"]:
             for layer in tuple(_LAYERS.get(p, ())):
                 # Fused optimizers leave the version as it is.

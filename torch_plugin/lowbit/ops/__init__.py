@@ -7,7 +7,6 @@ Here stand its fake kernel, which repeats every check that needs no data, and it
 
 from lowbit.ops import (
     adam8bit_step,
-    adam32bit_step,
     blockwise_dequantize,
     blockwise_quantize,
     int8_dequantize,
@@ -21,7 +20,6 @@ from lowbit.ops import (
 
 __all__ = [
     "adam8bit_step",
-    "adam32bit_step",
     "blockwise_dequantize",
     "blockwise_quantize",
     "int8_dequantize",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Saved states as Adam8bit keeps them: its own, bitsandbytes' and torch's."""
 
+from collections import defaultdict
 from copy import deepcopy
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -56,10 +57,10 @@ def read(
     if unknown:
         raise ValueError(f"{here}: there is state of {', '.join(unknown)}, which no group names")
     foreign = _family(here, saved_groups, state_dict["state"])
-    state: dict[Tensor, _state.State] = {}
+    state: defaultdict[Tensor, _state.State] = defaultdict(dict)  # as torch has it
     groups = []
     for mine, saved in zip(optimizer.param_groups, saved_groups, strict=True):
-        group = _group(here, mine, saved, foreign, optimizer._decoupled)
+        group = _group(here, optimizer, mine, saved, foreign)
         optimizer._check_group(group)
         groups.append(group)
         shared: dict[tuple[float, int, torch.device], Tensor] = {}
@@ -85,7 +86,7 @@ def _family(here: str, groups: list[dict[str, Any]], state: dict[Any, Any]) -> s
         found = ", ".join(map(str, sorted(map(str, formats))))
         raise ValueError(f"{here}: the format is {found}, expected {FORMAT}")
     entries = [entry for entry in state.values() if entry]
-    if all("state1" in entry or _BNB_HIDDEN in entry for entry in entries):
+    if entries and all("state1" in entry or _BNB_HIDDEN in entry for entry in entries):
         return "bitsandbytes"
     if all("exp_avg" in entry and "exp_avg_absmax" not in entry for entry in entries):
         return "torch"
@@ -97,19 +98,23 @@ def _family(here: str, groups: list[dict[str, Any]], state: dict[Any, Any]) -> s
 
 
 def _group(
-    here: str, mine: dict[str, Any], saved: dict[str, Any], foreign: str | None, decoupled: bool
+    here: str,
+    optimizer: "Adam8bit",
+    mine: dict[str, Any],
+    saved: dict[str, Any],
+    foreign: str | None,
 ) -> dict[str, Any]:
     options = {name: value for name, value in saved.items() if name != "params"}
     if foreign is None:
-        needed = mine.keys() - {"params", "param_names", "initial_lr"}
-        missing = sorted(needed - options.keys())
+        # torch's __setstate__ adds differentiable.
+        missing = sorted(optimizer.defaults.keys() - options.keys() - {"differentiable"})
         if missing:
             raise ValueError(f"{here}: a group lacks {', '.join(missing)}")
         kept = {"param_names"}
     else:
         if options.get("amsgrad"):
             raise ValueError(f"{here}: a group has amsgrad, which has no 8-bit form")
-        _check_decay(here, options, foreign, decoupled)
+        _check_decay(here, options, foreign, optimizer._decoupled)
         options = {name: value for name, value in options.items() if name in _SHARED_OPTIONS}
         if "betas" in options:
             betas = options["betas"][:2]  # bitsandbytes' may have a third, for another optimizer

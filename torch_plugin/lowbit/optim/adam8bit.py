@@ -12,6 +12,7 @@ from torch import Tensor
 from lowbit import codebooks
 from lowbit.ops._check import BLOCKSIZES, FLOATS, ceil_div, is_blocksize
 from lowbit.optim import _load, _state
+from lowbit.optim._fused_adam import fused_adam_
 from lowbit.optim._state import local
 
 # The tensors of a batch, parameters that are stepped by one call, in the order of _init_group.
@@ -107,15 +108,8 @@ class Adam8bit(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds parameters, as in torch.optim.Optimizer. TypeError, ValueError: an option is unknown
-        or wrong, or a parameter is there twice; nothing has changed then."""
-        unknown = sorted(param_group.keys() - self.defaults.keys() - {"params", "param_names"})
-        unknown = [name for name in unknown if not name.startswith("initial_")]  # schedulers'
-        if unknown:
-            raise ValueError(
-                f"{type(self).__name__}: a group has the options {', '.join(unknown)}, expected "
-                f"some of {', '.join(self.defaults)}"
-            )
+        """Adds parameters, as in torch.optim.Optimizer. TypeError, ValueError: an option is wrong,
+        or a parameter is there twice; nothing has changed then."""
         self._check_group(self.defaults | param_group)
         params = param_group["params"]
         if not isinstance(params, Tensor):
@@ -130,6 +124,9 @@ class Adam8bit(torch.optim.Optimizer):
     def _check_group(self, group: dict[str, Any]) -> None:
         """Raises unless every option has a value that it may have."""
         name = type(self).__name__
+        for option in ("amsgrad", "differentiable"):  # of torch's, and would change the result
+            if group.get(option):
+                raise ValueError(f"{name}: {option} is {group[option]}, expected none: unsupported")
         lr = group["lr"]
         if isinstance(lr, Tensor) and lr.numel() != 1:
             raise ValueError(f"{name}: lr has shape {list(lr.shape)}, expected one element")
@@ -189,7 +186,6 @@ class Adam8bit(torch.optim.Optimizer):
 
         closure: evaluates the model again and returns the loss, which is returned.
         """
-        self._accelerator_graph_capture_health_check()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -362,7 +358,7 @@ class Adam8bit(torch.optim.Optimizer):
             grads = [g.float().contiguous() for g in grads]
             if grad_scale is not None:
                 grads = [g / grad_scale for g in grads]
-            torch.ops.lowbit.adam32bit_step_(values, grads, *moments, *numbers, found_inf)
+            fused_adam_(values, grads, *moments, *numbers, found_inf)
         for p, value in zip(params, values, strict=True):
             if value is not p:
                 p.copy_(value)

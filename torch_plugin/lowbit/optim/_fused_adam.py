@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""lowbit::adam32bit_step_: torch's fused Adam in the form of lowbit::adam8bit_step_, with one step
-for all parameters, and so that it can be traced."""
+"""torch's fused Adam for float32 state, in the form of lowbit::adam8bit_step_: one step for all
+parameters, numbers as tensors, and an operator that can be traced."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 @torch.library.custom_op(
-    "lowbit::adam32bit_step_", mutates_args=("params", "exp_avg", "exp_avg_sq")
+    "lowbit_optim::fused_adam_", mutates_args=("params", "exp_avg", "exp_avg_sq")
 )
-def _step(
+def fused_adam_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     exp_avg: Sequence[Tensor],
@@ -46,6 +46,6 @@ def _step(
     )
 
 
-@_step.register_fake
+@fused_adam_.register_fake
 def _(*arguments: object) -> None:
     pass
