@@ -200,9 +200,13 @@ def _process(rank: int, port: int, folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def passed(tmp_path_factory: pytest.TempPathFactory) -> tuple[set[str], str]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("two")
+
+
+@pytest.fixture(scope="module")
+def passed(folder: Path) -> tuple[set[str], str]:
     """What both processes have passed, one case after the other, and what then went wrong."""
-    folder = tmp_path_factory.mktemp("two")
     error = ""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -218,3 +222,26 @@ def passed(tmp_path_factory: pytest.TempPathFactory) -> tuple[set[str], str]:
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes(case: Callable[[str], None], passed: tuple[set[str], str]) -> None:
     assert case.__name__ in passed[0], passed[1]
+
+
+def test_a_checkpoint_of_whole_blocks_loads_in_one_process(
+    folder: Path, passed: tuple[set[str], str]
+) -> None:
+    assert _checkpoints.__name__ in passed[0], passed[1]
+    expected = model(128)
+    reference = AdamW8bit(expected.parameters(), **OPTIONS)
+    train(expected, reference, range(3))
+    net = model(128)
+    optimizer = AdamW8bit(net.parameters(), lr=1.0)
+    loaded = {
+        "model": get_model_state_dict(net),
+        "optimizer": get_optimizer_state_dict(net, optimizer),
+    }
+    dcp.load(loaded, checkpoint_id=str(folder / "128"), no_dist=True)
+    set_model_state_dict(net, loaded["model"])
+    set_optimizer_state_dict(net, optimizer, loaded["optimizer"])
+    assert same_state(reference, optimizer)
+    for each in ((expected, reference), (net, optimizer)):
+        train(*each, range(3, 5))
+    for p, q in zip(expected.parameters(), net.parameters(), strict=True):
+        assert same_bits(p.detach(), q.detach())

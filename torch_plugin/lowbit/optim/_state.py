@@ -122,7 +122,7 @@ def _largest_shard(param: Tensor) -> tuple[int, int]:
     return math.prod(sizes), shards
 
 
-def blocks(param: Tensor, blocksize: int) -> int:
+def _blocks(param: Tensor, blocksize: int) -> int:
     """Length of the scales, those of all ranks together."""
     if not hasattr(param, "to_local"):
         return ceil_div(param.numel(), blocksize)
@@ -133,21 +133,20 @@ def blocks(param: Tensor, blocksize: int) -> int:
 def why_not(param: Tensor, state: State, blocksize: int) -> str | None:
     """The rule that the state of a parameter breaks, to follow "the state of parameter 3"; None if
     it breaks none."""
-    moments = ("exp_avg", "exp_avg_sq")
     dtype, scales = torch.float32, ()
     if bits_of(state) == 8:
-        dtype, scales = torch.uint8, ("exp_avg_absmax", "exp_avg_sq_absmax")
-    missing = [name for name in ("step", *moments, *scales) if name not in state]
+        dtype, scales = torch.uint8, tuple(f"{name}_absmax" for name in MOMENTS)
+    missing = [name for name in ("step", *MOMENTS, *scales) if name not in state]
     if missing:
         return f"lacks {', '.join(missing)}"
     step = state["step"]
     if not isinstance(step, Tensor) or step.numel() != 1 or not step.is_floating_point():
         return f"has step {step!r}, expected a floating-point tensor of one element"
-    for name in moments:
+    for name in MOMENTS:
         if problem := _why_not_like(param, name, state[name], dtype, param.shape):
             return problem
     for name in scales:
-        shape = (blocks(param, blocksize),)
+        shape = (_blocks(param, blocksize),)
         if problem := _why_not_like(param, name, state[name], torch.float32, shape):
             return f"{problem} (blocksize {blocksize})"
     if "master" in state:

@@ -17,6 +17,7 @@ from lowbit.optim._state import local
 
 # The tensors of a batch, parameters that are stepped by one call, in the order of _init_group.
 _Lists = tuple[list[Any], ...]
+_Stepped = list[list[tuple[Tensor, Tensor]]]  # parameters with their gradients, by group
 
 
 class Adam8bit(torch.optim.Optimizer):
@@ -218,36 +219,62 @@ class Adam8bit(torch.optim.Optimizer):
 
     def _plan(self) -> list[tuple[tuple[int, int], _Lists]]:
         stepped = [
-            (index, [p for p in group["params"] if p.grad is not None])
-            for index, group in enumerate(self.param_groups)
+            [(p, grad) for p in group["params"] if (grad := p.grad) is not None]
+            for group in self.param_groups
         ]
-        for index, params in stepped:
-            for p in params:
-                problem = self._why_not_steppable(p, self.param_groups[index])
-                if problem:
-                    raise RuntimeError(f"{type(self).__name__}: {self._name_of(p)} {problem}")
+        self._check_gradients(stepped)
+        self._check_state(stepped)
         sharing = Counter(id(state["step"]) for state in self.state.values() if "step" in state)
         plan: list[tuple[tuple[int, int], _Lists]] = []
-        for index, params in stepped:
-            group = self.param_groups[index]
+        for index, (group, pairs) in enumerate(zip(self.param_groups, stepped, strict=True)):
             fresh: dict[tuple[int, torch.device], Tensor] = {}
-            batches: dict[tuple[int, int, torch.device], list[Tensor]] = {}
-            for p in params:
+            batches: dict[tuple[int, int, torch.device], list[tuple[Any, ...]]] = {}
+            for p, grad in pairs:
                 state = self.state[p]
                 if not state:
                     state.update(self._new_state(p, group, fresh))
                 if "master" not in state and _state.wants_master(p, group):
                     state["master"] = _state.master_of(p)
                 key = (id(state["step"]), _state.bits_of(state), p.device)
-                batches.setdefault(key, []).append(p)
+                batches.setdefault(key, []).append((p, grad, state))
             for (step, bits, _), members in batches.items():
-                states = [self.state[p] for p in members]
+                params, grads, states = map(list, zip(*members, strict=True))
                 if sharing[step] > len(members):  # the others stay behind
                     own = states[0]["step"].clone()
                     for state in states:
                         state["step"] = own
-                plan.append(((index, bits), _lists(members, states)))
+                plan.append(((index, bits), (params, grads, *_parts(states))))
         return plan
+
+    def _check_gradients(self, stepped: _Stepped) -> None:
+        def kind(p: Tensor, grad: Tensor) -> tuple[Any, ...]:
+            return p.dtype, grad.dtype, grad.layout, p.device
+
+        kinds = {kind(p, grad) for pairs in stepped for p, grad in pairs}
+        for wrong, problem in ((k, _why_not_steppable(*k)) for k in kinds):
+            if problem:
+                p = next(p for pairs in stepped for p, g in pairs if kind(p, g) == wrong)
+                raise RuntimeError(f"{type(self).__name__}: {self._name_of(p)} {problem}")
+
+    def _check_state(self, stepped: _Stepped) -> None:
+        """Of what is not the very tensors that were checked last: the operators check too, but only
+        their own batch, when another may have been stepped already."""
+        now = [
+            (group["blocksize"], [id(t) for p, _ in pairs for t in self.state.get(p, {}).values()])
+            for group, pairs in zip(self.param_groups, stepped, strict=True)
+        ]
+        if now == self.__dict__.get("_checked"):
+            return
+        for group, pairs in zip(self.param_groups, stepped, strict=True):
+            for p, _ in pairs:
+                state = self.state.get(p)
+                problem = _state.why_not(p, state, group["blocksize"]) if state else None
+                if problem:
+                    raise RuntimeError(
+                        f"{type(self).__name__}: {self._name_of(p)} cannot be stepped: "
+                        f"its state {problem}"
+                    )
+        self._checked = now
 
     def _new_state(
         self, p: Tensor, group: dict[str, Any], fresh: dict[tuple[int, torch.device], Tensor]
@@ -256,23 +283,6 @@ class Adam8bit(torch.optim.Optimizer):
         if (bits, p.device) not in fresh:
             fresh[bits, p.device] = torch.zeros((), dtype=torch.float32, device=p.device)
         return {"step": fresh[bits, p.device], **_state.zeros(p, bits, group["blocksize"])}
-
-    def _why_not_steppable(self, p: Tensor, group: dict[str, Any]) -> str | None:
-        grad = p.grad
-        if grad.layout != torch.strided:
-            return "has a sparse gradient, expected a dense one"
-        for name, tensor in (("", p), ("a gradient of ", grad)):
-            if tensor.dtype not in FLOATS:
-                return (
-                    f"has {name}dtype {tensor.dtype}, expected one of {', '.join(map(str, FLOATS))}"
-                )
-        if grad.device != p.device:
-            return f"is on {p.device} and its gradient on {grad.device}, expected one device"
-        if not _has_operator(p.device.type):
-            return f"is on {p.device}, for which lowbit::adam8bit_step_ is not there"
-        state = self.state.get(p)
-        problem = _state.why_not(p, state, group["blocksize"]) if state else None
-        return problem and f"cannot be stepped: its state {problem}"
 
     def _name_of(self, param: Tensor) -> str:
         number = 0
@@ -327,10 +337,8 @@ class Adam8bit(torch.optim.Optimizer):
             group["maximize"],
         )
         if bits == 8:
-            # Of a shard smaller than the largest the last scales are not in use.
-            used = [ceil_div(p.numel(), group["blocksize"]) for p in params]
             scales = [
-                [local(t)[:n] for t, n in zip(absmax, used, strict=True)]
+                [_scales(t, p, group["blocksize"]) for t, p in zip(absmax, params, strict=True)]
                 for absmax in (exp_avg_absmax, exp_avg_sq_absmax)
             ]
             none = torch.empty(0, dtype=torch.float32, device=device)
@@ -408,11 +416,23 @@ def _has_operator(device: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key("lowbit::adam8bit_step_", key)
 
 
-def _lists(params: list[Tensor], states: list[_state.State]) -> _Lists:
+def _why_not_steppable(
+    dtype: torch.dtype, grad_dtype: torch.dtype, layout: torch.layout, device: torch.device
+) -> str | None:
+    if layout != torch.strided:
+        return "has a sparse gradient, expected a dense one"
+    for name, given in (("", dtype), ("a gradient of ", grad_dtype)):
+        if given not in FLOATS:
+            return f"has {name}dtype {given}, expected one of {', '.join(map(str, FLOATS))}"
+    if not _has_operator(device.type):
+        return f"is on {device}, for which lowbit::adam8bit_step_ is not there"
+    return None
+
+
+def _parts(states: list[_state.State]) -> _Lists:
     names = ("exp_avg", "exp_avg_absmax", "exp_avg_sq", "exp_avg_sq_absmax")
     parts = ([state[name] for state in states if name in state] for name in names)
-    masters = [state.get("master") for state in states]
-    return params, [p.grad for p in params], *parts, masters, [states[0]["step"]]
+    return *parts, [state.get("master") for state in states], [states[0]["step"]]
 
 
 def _as_placed(grad: Tensor, param: Tensor) -> Tensor:
@@ -420,3 +440,10 @@ def _as_placed(grad: Tensor, param: Tensor) -> Tensor:
     if hasattr(grad, "to_local") and grad.placements != param.placements:
         grad = grad.redistribute(placements=param.placements)
     return local(grad)
+
+
+def _scales(absmax: Tensor, part: Tensor, blocksize: int) -> Tensor:
+    """The scales of this rank's part: a shard smaller than the largest leaves some unused."""
+    if not hasattr(absmax, "to_local"):
+        return absmax
+    return local(absmax)[: ceil_div(part.numel(), blocksize)]
