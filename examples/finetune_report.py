@@ -3,27 +3,15 @@
 
 from pathlib import Path
 
+import report
 from forms import Form
 from language_model import Score
 from lora import Run
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from report import GREEN, GREY, INK, ORANGE, entitle, without_scale
-from rich import box
+from report import GREEN, GREY, INK, ORANGE, entitle, legend, means, mib, table, without_scale
 from rich.table import Table
 
-MIB = 2**20
 SMOOTHED = 15  # training steps in one point of the curve
-
-
-def table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
-    """The first column names the rows."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=not i)
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 def sizes(forms: dict[str, Form]) -> Table:
@@ -34,8 +22,8 @@ def sizes(forms: dict[str, Form]) -> Table:
             (
                 name,
                 f"{form.bits_per_weight:.2f}",
-                f"{form.linear_bytes / MIB:.2f}",
-                f"{form.model_bytes / MIB:.2f}",
+                mib(form.linear_bytes),
+                mib(form.model_bytes),
                 f"{100 * form.weight_error:.2f}",
             )
             for name, form in forms.items()
@@ -62,9 +50,6 @@ def perplexities(trained: dict[str, Score], with_outliers: dict[str, Score]) -> 
 
 
 def fine_tuning(runs: dict[str, Run]) -> Table:
-    def mib(size: int) -> str:
-        return f"{size / MIB:.2f}"
-
     def row(name: str, texts: list[str]) -> tuple[str, ...]:
         return (name, *texts)
 
@@ -95,16 +80,22 @@ def picture(
     with_outliers: dict[str, Score],
     runs: dict[str, Run],
 ) -> None:
-    figure = plt.figure(figsize=(13, 8.4), layout="constrained")
-    figure.suptitle(title, fontsize=14, color=INK)
-    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12, hspace=0.06, wspace=0.06)
+    figure = report.figure(title, 13, 8.4)
     grid = figure.add_gridspec(2, 3)
     _perplexities(figure.add_subplot(grid[0, :]), trained, with_outliers)
     _curves(figure.add_subplot(grid[1, :2]), runs)
-    _memory(figure.add_subplot(grid[1, 2]), runs)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    each = runs.values()
+    report.memory(
+        figure.add_subplot(grid[1, 2]),
+        list(runs),
+        {
+            "base": [run.base_bytes for run in each],
+            "adapters": [run.adapter_bytes for run in each],
+            "gradients": [run.gradient_bytes for run in each],
+            "optimizer": [run.optimizer_bytes for run in each],
+        },
+    )
+    report.save(figure, path)
 
 
 def _perplexities(axis: Axes, trained: dict[str, Score], with_outliers: dict[str, Score]) -> None:
@@ -124,14 +115,7 @@ def _perplexities(axis: Axes, trained: dict[str, Score], with_outliers: dict[str
     axis.spines["bottom"].set_visible(False)
     axis.axhline(0, color=INK, linewidth=0.8)
     axis.margins(y=0.12)
-    axis.legend(
-        frameon=False,
-        fontsize=10.5,
-        labelcolor=INK,
-        ncols=2,
-        loc="lower right",
-        bbox_to_anchor=(1, 1),
-    )
+    legend(axis, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
 
 
 def _curves(axis: Axes, runs: dict[str, Run]) -> None:
@@ -140,31 +124,13 @@ def _curves(axis: Axes, runs: dict[str, Run]) -> None:
         axis, "LoRA on another text", "loss in nats per token; training: the mean of 15 batches"
     )
     for (name, run), color, width in zip(runs.items(), (GREY, GREEN), (6, 1.8), strict=True):
-        losses = run.curve.training
-        parts = [losses[i : i + SMOOTHED] for i in range(0, len(losses), SMOOTHED)]
-        middles = [i * SMOOTHED + len(part) / 2 for i, part in enumerate(parts)]
-        means = [sum(part) / len(part) for part in parts]
-        axis.plot(middles, means, color=color, linewidth=width / 2, label=f"{name}, training")
+        axis.plot(
+            *means(run.curve.training, SMOOTHED),
+            color=color,
+            linewidth=width / 2,
+            label=f"{name}, training",
+        )
         held_out = zip(*run.curve.held_out.items(), strict=True)
         axis.plot(*held_out, "o-", color=color, linewidth=width, label=f"{name}, held out")
     axis.set_xlabel("training step", color=INK, fontsize=10.5)
-    axis.legend(frameon=False, fontsize=10.5, labelcolor=INK)
-
-
-def _memory(axis: Axes, runs: dict[str, Run]) -> None:
-    entitle(axis, "Memory of training", "MiB, activations aside")
-    bottom = [0.0] * len(runs)
-    for label, attribute, color in (
-        ("base", "base_bytes", GREY),
-        ("adapters", "adapter_bytes", GREEN),
-        ("gradients", "gradient_bytes", ORANGE),
-        ("optimizer", "optimizer_bytes", INK),
-    ):
-        sizes = [getattr(run, attribute) / MIB for run in runs.values()]
-        axis.bar(list(runs), sizes, 0.55, bottom=bottom, color=color, label=label)
-        bottom = [b + size for b, size in zip(bottom, sizes, strict=True)]
-    for i, total in enumerate(bottom):
-        label = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center"}
-        axis.annotate(f"{total:.1f}", (i, total), color=INK, fontsize=11, **label)
-    axis.margins(y=0.12)
-    axis.legend(frameon=False, fontsize=10.5, labelcolor=INK)
+    legend(axis)

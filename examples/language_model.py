@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""A small language model in the shape of Llama: its tokenizer, its training, its perplexity."""
+"""A small language model in the shape of Llama: its texts as tokens, its losses."""
 
 import math
-import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,16 +12,17 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from transformers import LlamaConfig, LlamaForCausalLM
 
-WARM_UP = 0.05  # of the steps
 
+@dataclass(frozen=True)
+class Texts:
+    """Token ids: a stream to learn from, and held-out windows [., context]."""
 
-@dataclass
-class Curve:
-    """Losses in nats per token: one of each training batch, and of held-out text by step."""
+    training: Tensor
+    held_out: Tensor
 
-    training: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)  # of each step
-    held_out: dict[int, float] = field(default_factory=dict)
+    def __str__(self) -> str:
+        held_out = self.held_out.numel()
+        return f"{len(self.training):,} tokens to learn from, {held_out:,} held out"
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,14 @@ def windows(stream: Tensor, context: int, count: int) -> Tensor:
     return whole[:: max(1, len(whole) // count)][:count]
 
 
+def texts(
+    tokenizer: Tokenizer, training: list[str], held_out: list[str], context: int, count: int
+) -> Texts:
+    """Of the held-out texts, `count` windows."""
+    rest = encode(tokenizer, held_out)
+    return Texts(encode(tokenizer, training), windows(rest, context, count))
+
+
 def build(vocabulary: int, hidden: int, layers: int, context: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(
         LlamaConfig(
@@ -84,61 +92,6 @@ def build(vocabulary: int, hidden: int, layers: int, context: int) -> LlamaForCa
             eos_token_id=None,
         )
     )
-
-
-def train(
-    model: nn.Module,
-    stream: Tensor,
-    held_out: Tensor,
-    *,
-    steps: int,
-    batch: int,
-    learning_rate: float,
-    evaluations: int,
-    title: str,
-) -> tuple[Curve, torch.optim.Optimizer]:
-    """Trains what is not frozen on random windows of the stream, the same ones at every call.
-
-    Returns the curve, with the held-out loss at `evaluations` + 1 steps from the first to the last,
-    and the optimizer, whose state is part of what training takes.
-    """
-    context = held_out.shape[1]
-    random = torch.Generator().manual_seed(0)
-    starts = torch.randint(len(stream) - context, (steps, batch), generator=random)
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=learning_rate,
-        betas=(0.9, 0.95),
-        weight_decay=0.0,
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_up(step, steps))
-    evaluated = {round(i * steps / evaluations) for i in range(evaluations + 1)}
-    curve = Curve()
-    with progress() as bar:
-        task = bar.add_task(title, total=steps)
-        for step in range(steps + 1):
-            if step in evaluated:
-                curve.held_out[step] = mean_loss(model, held_out)
-            if step == steps:
-                break
-            begin = time.perf_counter()
-            tokens = torch.stack([stream[start : start + context] for start in starts[step]])
-            loss = next_token_loss(model.train()(input_ids=tokens).logits, tokens)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
-            optimizer.step()
-            schedule.step()
-            curve.training.append(loss.item())
-            curve.seconds.append(time.perf_counter() - begin)
-            bar.update(task, advance=1, description=f"{title}, loss {loss.item():.3f}")
-    return curve, optimizer
-
-
-def _warm_up(step: int, steps: int) -> float:
-    """A straight line up, then a cosine down to a twentieth."""
-    up = (step + 1) / (WARM_UP * steps)
-    return min(up, 0.525 + 0.475 * math.cos(math.pi * step / steps))
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -4,12 +4,13 @@
 import statistics
 from dataclasses import dataclass
 
-import language_model
 import torch
+import training
 from comparison import size_in_bytes
-from language_model import Curve
+from language_model import Texts
 from peft import LoraConfig, get_peft_model
-from torch import Tensor, nn
+from torch import nn
+from training import Curve, Training
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,7 @@ class Run:
         return self.base_bytes + self.adapter_bytes + self.gradient_bytes + self.optimizer_bytes
 
 
-def fine_tune(
-    base: nn.Module, stream: Tensor, held_out: Tensor, *, rank: int, title: str, **training: float
-) -> Run:
+def fine_tune(base: nn.Module, texts: Texts, *, rank: int, title: str, **options: float) -> Run:
     """Trains adapters on every linear layer of base but the output head, from the same random start
     at every call. RuntimeError: a bit of the base has changed."""
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
@@ -38,16 +37,16 @@ def fine_tune(
     torch.manual_seed(0)
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
     model = get_peft_model(base, config)
-    curve, optimizer = language_model.train(model, stream, held_out, title=title, **training)
-    adapters = [p for p in model.parameters() if p.requires_grad]
+    adapters = Training(model, texts, **options)
+    training.run({title: adapters})
     after = model.unload().state_dict()
     if changed := [name for name in before if not torch.equal(before[name], after[name])]:
         raise RuntimeError(f"the base is frozen, but training has changed {', '.join(changed)}")
     return Run(
-        curve,
+        adapters.curve,
         base_bytes,
-        sum(p.nbytes for p in adapters),
-        sum(p.grad.nbytes for p in adapters),
-        sum(s.nbytes for state in optimizer.state.values() for s in state.values()),
-        statistics.median(curve.seconds),
+        adapters.trained_bytes,
+        adapters.gradient_bytes,
+        adapters.optimizer_bytes,
+        statistics.median(adapters.curve.seconds),
     )

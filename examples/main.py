@@ -52,9 +52,9 @@ def main() -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 
     import comparison
+    import comparison_report
     import embedding
     import generation
-    import report
     import torch
     from rich.console import Console
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, logging
@@ -83,9 +83,9 @@ def main() -> None:
 
     name = "MiniLM" if options.model == str(MINILM) else Path(options.model).resolve().name
     title = f"{name}: {pair.float_name} and int8, threads: {torch.get_num_threads()}"
-    console.print(report.table(title, pair.float_name, measures))
+    console.print(comparison_report.table(title, pair.float_name, measures))
     path = options.output / f"{name}.png"
-    report.picture(path, title, pair.float_name, measures)
+    comparison_report.picture(path, title, pair.float_name, measures)
     console.print(f"Picture: {path}", soft_wrap=True)
 
 

@@ -1,65 +1,49 @@
 # SPDX-License-Identifier: MIT
-"""The comparison as a table and as a picture."""
+"""What the reports of the examples have in common: tables, panels, a file of figures."""
 
+import json
 from pathlib import Path
+from typing import Any
 
+import lowbit
 import matplotlib
+import torch
 
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-from comparison import Measure
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
-COLUMNS = 4
+MIB = 2**20
 GREY, GREEN, ORANGE, INK = "#b8bec6", "#1f8a70", "#c4621b", "#22272e"
 
 
-def table(title: str, float_name: str, measures: list[Measure]) -> Table:
+def table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+    """The first column names the rows."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("")
-    table.add_column("")
-    table.add_column(float_name, justify="right")
-    table.add_column("int8", justify="right", style="bold")
-    table.add_column("", justify="right")
-    for measure in measures:
-        table.add_row(measure.name, measure.unit, *measure.texts(), measure.ratio())
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=not i)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
-def picture(path: Path, title: str, float_name: str, measures: list[Measure]) -> None:
-    """One panel per measure, each with its own scale from zero, every bar labelled."""
-    rows = -(-len(measures) // COLUMNS)
-    figure, axes = plt.subplots(
-        rows, COLUMNS, figsize=(3 * COLUMNS, 2.9 * rows), layout="constrained", squeeze=False
-    )
+def mib(size: int) -> str:
+    return f"{size / MIB:.2f}"
+
+
+def figure(title: str, width: float, height: float) -> Figure:
+    figure = plt.figure(figsize=(width, height), layout="constrained")
     figure.suptitle(title, fontsize=14, color=INK)
     figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12, hspace=0.06, wspace=0.06)
-    for axis in axes.flat[len(measures) :]:
-        axis.set_visible(False)
-    for axis, measure in zip(axes.flat, measures, strict=False):
-        bars = axis.bar(
-            (float_name, "int8"),
-            (measure.float_value, measure.int8_value),
-            color=(GREY, GREEN),
-            width=0.62,
-        )
-        axis.bar_label(bars, measure.texts(), padding=3, fontsize=11, color=INK)
-        axis.set_ylim(0, 1.2 * max(measure.float_value, measure.int8_value))
-        entitle(axis, measure.name, measure.unit)
-        axis.text(
-            1,
-            1.04,
-            measure.ratio(),
-            transform=axis.transAxes,
-            fontsize=10.5,
-            color=ORANGE if measure.is_worse() else GREEN,
-            ha="right",
-            fontweight="bold",
-        )
-        without_scale(axis)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -78,3 +62,42 @@ def without_scale(axis: Axes) -> None:
     """For bars that carry their values."""
     axis.set_yticks([])
     axis.spines["left"].set_visible(False)
+
+
+def legend(axis: Axes, **options: Any) -> None:
+    axis.legend(frameon=False, fontsize=10.5, labelcolor=INK, **options)
+
+
+def means(values: list[float], count: int) -> tuple[list[float], list[float]]:
+    """The mean of every `count` values of a noisy curve, at the middle of their steps."""
+    parts = [values[i : i + count] for i in range(0, len(values), count)]
+    middles = [i * count + len(part) / 2 for i, part in enumerate(parts)]
+    return middles, [sum(part) / len(part) for part in parts]
+
+
+def memory(axis: Axes, names: list[str], parts: dict[str, list[int]]) -> None:
+    """A bar for each name, with its total above: the bytes of each part, one upon the other."""
+    entitle(axis, "Memory of training", "MiB, activations aside")
+    bottom = [0.0] * len(names)
+    for (label, sizes), color in zip(parts.items(), (GREY, GREEN, ORANGE, INK), strict=False):
+        heights = [size / MIB for size in sizes]
+        axis.bar(names, heights, 0.55, bottom=bottom, color=color, label=label)
+        bottom = [b + height for b, height in zip(bottom, heights, strict=True)]
+    for i, total in enumerate(bottom):
+        label = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center"}
+        axis.annotate(f"{total:.1f}", (i, total), color=INK, fontsize=11, **label)
+    axis.margins(y=0.12)
+    legend(axis)
+
+
+def write(console: Console, picture: Path, **figures: Any) -> None:
+    """Writes figures as JSON beside the picture, and says where both are."""
+    about = {
+        "torch": torch.__version__,
+        "lowbit": lowbit.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    results = picture.with_suffix(".json")
+    results.write_text(json.dumps(about | figures, indent=1))
+    console.print(f"Picture: {picture}", soft_wrap=True)
+    console.print(f"Figures: {results}", soft_wrap=True)

@@ -19,18 +19,9 @@ pytest.importorskip("matplotlib")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str | Path, example: str = "main") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, EXAMPLES / "main.py", "--threads", "1", "--rounds", "1", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "120"},
-    )
-
-
-def run_finetune(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, EXAMPLES / "finetune.py", "--quick", "--threads", "1", *arguments],
+        [sys.executable, EXAMPLES / f"{example}.py", "--threads", "1", *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, "COLUMNS": "120"},
@@ -58,7 +49,7 @@ def assert_is_picture(path: Path) -> None:
 
 @pytest.mark.usefixtures("minilm")
 def test_an_encoder_answers_as_before(tmp_path: Path) -> None:
-    result = run("--paragraphs", "100", "--output", tmp_path)
+    result = run("--rounds", "1", "--paragraphs", "100", "--output", tmp_path)
     assert result.returncode == 0, result.stderr
     assert "the middle value of a list of numbers" in result.stdout
     assert " difflib." in result.stdout  # for: how similar are two pieces of text?
@@ -78,7 +69,7 @@ def test_an_encoder_answers_as_before(tmp_path: Path) -> None:
 
 def test_without_decomposition_the_answers_drift(tmp_path: Path, minilm: Path) -> None:
     """The figures above are of the outliers' making, not of a test that passes anything."""
-    result = run("--threshold", "0", "--paragraphs", "100", "--output", tmp_path)
+    result = run("--rounds", "1", "--threshold", "0", "--paragraphs", "100", "--output", tmp_path)
     assert result.returncode == 0, result.stderr
     assert table(result.stdout)["Cosine, mean"][1] < 0.999
 
@@ -99,7 +90,9 @@ def test_a_language_model_writes(tmp_path: Path, minilm: Path) -> None:
     model = tmp_path / "tiny"
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(model)
     tokenizer.save_pretrained(model)
-    result = run(model, "--tokens", "4", "--prompt", "Once upon", "--output", tmp_path)
+    result = run(
+        model, "--rounds", "1", "--tokens", "4", "--prompt", "Once upon", "--output", tmp_path
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("Once upon") == 2
     assert "tiny: bf16 and int8" in result.stdout
@@ -125,6 +118,13 @@ def test_what_it_cannot_compare_is_an_error(tmp_path: Path) -> None:
     assert "--paragraphs is 0, expected at least 1" in result.stderr
 
 
+@pytest.mark.parametrize("example", ["main", "finetune", "train"])
+def test_no_threads_are_an_error(example: str) -> None:
+    result = run("--threads", "0", example=example)
+    assert result.returncode == 2
+    assert "--threads is 0, expected at least 1" in result.stderr
+
+
 def test_the_paragraphs_are_the_same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(EXAMPLES)
     from corpus import paragraphs
@@ -137,7 +137,7 @@ def test_the_paragraphs_are_the_same_every_time(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_model_is_trained_quantized_and_fine_tuned(tmp_path: Path) -> None:
-    result = run_finetune("--output", tmp_path)
+    result = run("--quick", "--output", tmp_path, example="finetune")
     assert result.returncode == 0, result.stderr
     assert "the same logits, bit for bit" in result.stdout
     figures = json.loads((tmp_path / "finetune.json").read_text())
@@ -206,24 +206,89 @@ def test_a_base_that_does_not_stay_frozen_is_noticed(
     tiny_llama: torch.nn.Module,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import language_model
     import lora
+    from language_model import Texts
+    from training import Training
 
-    stream, held_out = torch.arange(64), torch.arange(32).view(2, 16)
+    texts = Texts(torch.arange(64), torch.arange(32).view(2, 16))
     options = {"steps": 2, "batch": 2, "learning_rate": 1e-3, "evaluations": 1}
-    lora.fine_tune(tiny_llama, stream, held_out, rank=2, title="", **options)
+    lora.fine_tune(tiny_llama, texts, rank=2, title="", **options)
 
-    train = language_model.train
-
-    def thaw_and_train(model: torch.nn.Module, *args: object, **kwargs: object) -> object:
+    def thawed(model: torch.nn.Module, *args: object, **kwargs: object) -> Training:
         for name, parameter in model.named_parameters():
             if "q_proj.base_layer" in name:
                 parameter.requires_grad_(True)
-        return train(model, *args, **kwargs)
+        return Training(model, *args, **kwargs)
 
-    monkeypatch.setattr(language_model, "train", thaw_and_train)
+    monkeypatch.setattr(lora, "Training", thawed)
     with pytest.raises(RuntimeError, match=r"training has changed .*q_proj\.weight$"):
-        lora.fine_tune(tiny_llama, stream, held_out, rank=2, title="", **options)
+        lora.fine_tune(tiny_llama, texts, rank=2, title="", **options)
+
+
+def test_8_bits_train_as_32_do(tmp_path: Path) -> None:
+    result = run("--quick", "--output", tmp_path, example="train")
+    assert result.returncode == 0, result.stderr
+    figures = json.loads((tmp_path / "train.json").read_text())
+    steps, parameters, runs = (figures["settings"]["steps"], figures["parameters"], figures["runs"])
+    final = {}
+    for name, each in runs.items():
+        assert len(each["curve"]["training"]) == steps
+        first, *_, final[name] = each["curve"]["held_out"].values()
+        assert first - final[name] > 1
+        assert re.search(rf"^ *{name} +{final[name]:.4f} ", result.stdout, re.M)
+        assert 0 < each["optimizer_seconds"] < each["step_seconds"]
+
+    # Another start is further away than 8 bits are, and bf16 without master weights is worse.
+    adamw = final["fp32 AdamW"]
+    assert abs(final["fp32 AdamW, other start"] - adamw) > 0.005
+    for name in ("fp32 AdamW8bit", "bf16 AdamW8bit, masters", "int8 AdamW8bit"):
+        assert final[name] == pytest.approx(adamw, abs=0.004)
+    assert final["bf16 AdamW8bit"] - adamw > 0.01
+
+    size = {name: each["optimizer_bytes"] / parameters for name, each in runs.items()}
+    assert size["fp32 AdamW"] == pytest.approx(8, 1e-3)
+    assert 2 < size["fp32 AdamW8bit"] == size["bf16 AdamW8bit"] == size["int8 AdamW8bit"] < 2.05
+    assert size["bf16 AdamW8bit, masters"] == size["bf16 AdamW8bit"] + 4
+    assert {name: each["gradient_bytes"] / parameters for name, each in runs.items()} == {
+        name: 2 if "bf16" in name else 4 for name in runs
+    }
+    weights = {name: each["weight_bytes"] / parameters for name, each in runs.items()}
+    assert weights["int8 AdamW8bit"] > weights["fp32 AdamW"] > 1.99 * weights["bf16 AdamW8bit"]
+
+    assert figures["resumed"]["step"] == steps // 2
+    assert f"the same bits after step {steps}, in all" in result.stdout
+    assert_is_picture(tmp_path / "train.png")
+
+
+def test_a_resumed_run_that_differs_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import train_experiment
+    from language_model import Texts
+    from training import Training
+
+    settings = train_experiment.Settings(
+        vocabulary=64, hidden=64, layers=1, context=16, batch=2, steps=4, evaluations=1
+    )
+    texts = Texts(torch.arange(64), torch.arange(32).view(2, 16))
+    path = tmp_path / "middle.pt"
+    recipe = train_experiment.RECIPES[train_experiment.RESUMED]
+    whole = train_experiment.begin(settings, recipe, texts)
+    for step in range(settings.steps):
+        if step == 2:
+            whole.save(path)
+        whole.advance()
+    assert train_experiment.resume(settings, texts, path, whole) == len(whole.tensors())
+
+    parts = Training._parts
+
+    def lossy(self: Training) -> object:
+        return {name: part for name, part in parts(self).items() if name != "schedule"}
+
+    monkeypatch.setattr(Training, "_parts", lossy)
+    with pytest.raises(RuntimeError, match="resumed from step 2, other bits have come of model"):
+        train_experiment.resume(settings, texts, path, whole)
 
 
 def test_held_out_text_is_not_learnt_from(monkeypatch: pytest.MonkeyPatch) -> None:

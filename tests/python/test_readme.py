@@ -41,6 +41,8 @@ def test_the_commands_stand_at_the_top() -> None:
 def test_python(code: str) -> None:
     pytest.importorskip("transformers")
     pytest.importorskip("peft")
+    if "import bitsandbytes" in code:
+        pytest.importorskip("bitsandbytes")
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
     torch.compiler.reset()
 

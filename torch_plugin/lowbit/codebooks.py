@@ -143,17 +143,19 @@ def dynamic_map(signed: bool = True) -> Tensor:
     return _tensor(_DYNAMIC_VALUES[signed], torch.device("cpu"))
 
 
-DYNAMIC = "dynamic"  # dynamic_map(), in shared()
+# In shared(): dynamic_map(), and dynamic_map(signed=False).
+DYNAMIC = "dynamic"
+DYNAMIC_UNSIGNED = "dynamic unsigned"
 _SHARED: dict[tuple[str, torch.device], Tensor] = {}
 
 
 def shared(codebook: str | tuple[float, ...], device: torch.device) -> Tensor:
-    """The tensor of a key() or of DYNAMIC on a device, one for the whole process: layers own no
-    copy."""
+    """The tensor of a key(), of DYNAMIC or of DYNAMIC_UNSIGNED on a device, one for the whole
+    process: layers and optimizers own no copy."""
     place = (repr(codebook), device)  # repr tells -0.0 from 0.0
     if place not in _SHARED:
-        if codebook == DYNAMIC:
-            table = _tensor(_DYNAMIC_VALUES[True], device)
+        if codebook in (DYNAMIC, DYNAMIC_UNSIGNED):
+            table = _tensor(_DYNAMIC_VALUES[codebook == DYNAMIC], device)
         else:
             table = _tensor(BY_NAME.get(codebook, codebook), device)
         if type(table) is not Tensor:

@@ -2,6 +2,7 @@
 """Quantizing the linear layers and experts of a model in place."""
 
 import functools
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -68,8 +69,8 @@ def quantize_(
         include: names of layers to replace although they are the output head or tied; a tied one
             then has a weight of its own.
         progress: called after each layer with its name, how many are done, and how many there are.
-        options: of the layer. 8 bits: threshold, offset, compute_dtype, absmax_dtype. 4 bits:
-            codebook, blocksize, double_quant, compute_dtype.
+        options: of the layer. 8 bits: threshold, offset, compute_dtype, absmax_dtype, trainable. 4
+            bits: codebook, blocksize, double_quant, compute_dtype.
 
     Raises:
         TypeError: an option that the layer does not have.
@@ -79,7 +80,7 @@ def quantize_(
     if bits not in _LAYERS:
         raise ValueError(f"quantize_: bits is {bits}, expected 8 or 4")
     kind = _LAYERS[bits]
-    unknown = sorted(set(options) - set(kind(2, 2, device="meta").options()))
+    unknown = sorted(set(options) - _options(kind))
     if unknown:
         raise TypeError(
             f"quantize_: {', '.join(unknown)} given, but a {kind.__name__} ({bits} bits) has no "
@@ -117,10 +118,17 @@ def quantize_(
     return Report(names, skipped, before, _bytes(model))
 
 
+def _options(kind: type[LowbitLinear]) -> set[str]:
+    parameters = inspect.signature(kind).parameters.values()
+    return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - {"device", "dtype"}
+
+
 def _problems(module: nn.Module, new_layer: Callable[..., LowbitLinear]) -> Iterator[str | None]:
     """Why a linear layer, or one expert after the other, cannot be quantized; None where it can."""
     weight = float_weight(module)
     if weight is None:
+        if new_layer(2, 2).options().get("trainable"):
+            yield "belongs to fused experts, which are not trainable"
         weights = (w for name in fused_weights(module) for w in matrices(module, name))
     else:
         weights = iter([weight])

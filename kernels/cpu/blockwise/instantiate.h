@@ -4,19 +4,15 @@
 #ifndef LOWBIT_KERNELS_CPU_BLOCKWISE_INSTANTIATE_H
 #define LOWBIT_KERNELS_CPU_BLOCKWISE_INSTANTIATE_H
 
+#include "scalar.h"
 #include "ukernels.h"
 #include "../common/floats.h"
-
-// 1 / absmax, or 0 where that would overflow.
-LOWBIT_INLINE float lowbit_blockwise_inverse(float absmax) {
-    return absmax >= 0x1p-126f ? 1.0f / absmax : 0.0f;
-}
 
 // Included at the end of a file that defines, as inline functions of the type, for one block
 //
 //   float largest(type, n, x)                       absmax
 //   void codes(type, n, x, inv, encoder, q)         q
-//   void dequantize(type, n, q, absmax, codebook, y)
+//   void dequantize(type, n, q, absmax, decoder, y)
 //
 // LOWBIT_INSTANTIATE(avx2) makes the functions that the table names.
 #define LOWBIT_INSTANTIATE(isa)                                                                    \
@@ -37,10 +33,10 @@ LOWBIT_INLINE float lowbit_blockwise_inverse(float absmax) {
         }                                                                                          \
     }                                                                                              \
     void lowbit_blockwise_dequantize_ukernel_##type##__##isa(                                      \
-        size_t n, size_t blocksize, const uint8_t *q, const float *absmax, const float *codebook,  \
-        void *y) {                                                                                 \
+        size_t n, size_t blocksize, const uint8_t *q, const float *absmax,                         \
+        const struct lowbit_blockwise_decoder *decoder, void *y) {                                 \
         for (size_t i = 0; i < n; i += blocksize)                                                  \
-            dequantize(type, n - i < blocksize ? n - i : blocksize, q + i, *absmax++, codebook,    \
+            dequantize(type, n - i < blocksize ? n - i : blocksize, q + i, *absmax++, decoder,     \
                        (char *)y + i * lowbit_float_size(type));                                   \
     }
 

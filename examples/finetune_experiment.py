@@ -2,72 +2,44 @@
 """The steps of examples/finetune, each of which prints what it found."""
 
 import copy
-import json
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import finetune_report as report
+import finetune_report
 import forms
 import language_model
 import lora
-import lowbit
 import outliers
-import torch
-from corpus import manual, sources, split
+import pretraining
+import report
+import training
+from corpus import manual, split
 from forms import Form
-from language_model import Curve, Score
+from language_model import Score, Texts
 from lora import Run
 from outliers import Planted
 from rich.console import Console
-from torch import Tensor
+from training import Curve
 from transformers import LlamaForCausalLM, logging
 
 
 @dataclass(frozen=True)
-class Settings:
-    modules: int = 1  # every so many of the library's modules is read
-    vocabulary: int = 2048
-    hidden: int = 256
-    layers: int = 4
-    context: int = 128
-    batch: int = 4
-    steps: int = 1500
-    learning_rate: float = 2e-3
+class Settings(pretraining.Settings):
     outlier_features: int = 2
     outlier_factor: int = 64
     rank: int = 8
     lora_steps: int = 300
     lora_learning_rate: float = 1e-3
-    windows: int = 256  # of held-out text, each as long as a context
-    evaluations: int = 6  # of the held-out loss, after the first
 
 
-QUICK = Settings(
-    modules=8,
-    vocabulary=512,
-    hidden=128,
-    layers=2,
-    steps=150,
-    lora_steps=60,
-    windows=64,
-    evaluations=3,
-)
-
+QUICK = Settings(**pretraining.SMALL, lora_steps=60)
 
 # The bases of LoRA, by their names in forms.FORMS.
 BASES = {"fp32 base": "fp32", "NF4 base": "NF4, double quantization"}
 
 console = Console()
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Token ids: a stream to learn from, and held-out windows [., context]."""
-
-    training: Tensor
-    held_out: Tensor
 
 
 def run(settings: Settings, output: Path) -> None:
@@ -88,71 +60,48 @@ def run(settings: Settings, output: Path) -> None:
             (planted_forms, "Perplexity with outliers"),
         )
     )
-    console.print(report.sizes(trained_forms))
-    console.print(report.perplexities(trained, with_outliers))
+    console.print(finetune_report.sizes(trained_forms))
+    console.print(finetune_report.perplexities(trained, with_outliers))
     runs = {
         name: fine_tune(settings, planted_forms[form].model, prose, f"LoRA over the {name}")
         for name, form in BASES.items()
     }
-    console.print(report.fine_tuning(runs))
+    console.print(finetune_report.fine_tuning(runs))
 
     picture = output / "finetune.png"
     title = f"A Llama of {model.num_parameters() / 1e6:.1f} M parameters in low-bit forms"
-    report.picture(picture, title, trained, with_outliers, runs)
-    results = picture.with_suffix(".json")
-    results.write_text(
-        json.dumps(
-            {
-                "torch": torch.__version__,
-                "lowbit": lowbit.__version__,
-                "threads": torch.get_num_threads(),
-                "settings": asdict(settings),
-                "training": asdict(curve),
-                "planted": asdict(planted),
-                "forms": {
-                    name: measured(form, trained[name], with_outliers[name])
-                    for name, form in trained_forms.items()
-                },
-                "lora": {name: asdict(run) for name, run in runs.items()},
-            },
-            indent=1,
-        )
+    finetune_report.picture(picture, title, trained, with_outliers, runs)
+    report.write(
+        console,
+        picture,
+        settings=asdict(settings),
+        training=asdict(curve),
+        planted=asdict(planted),
+        forms={
+            name: measured(form, trained[name], with_outliers[name])
+            for name, form in trained_forms.items()
+        },
+        lora={name: asdict(run) for name, run in runs.items()},
     )
-    console.print(f"Picture: {picture}", soft_wrap=True)
-    console.print(f"Figures: {results}", soft_wrap=True)
 
 
 def read(settings: Settings) -> tuple[Texts, Texts]:
     """Code, from which the tokenizer learns too, and prose."""
-
-    def texts(name: str, training: list[str], held_out: list[str]) -> Texts:
-        stream = language_model.encode(tokenizer, training)
-        rest = language_model.encode(tokenizer, held_out)
-        windows = language_model.windows(rest, settings.context, settings.windows)
-        console.print(f"{name}: {len(stream):,} tokens to learn from, {windows.numel():,} held out")
-        return Texts(stream, windows)
-
     with console.status("Reading and tokenizing"):
-        code, prose = split(sources()[:: settings.modules]), split(manual())
-        tokenizer = language_model.train_tokenizer(code[0], settings.vocabulary)
-        return texts("Python's standard library", *code), texts("Its language reference", *prose)
+        tokenizer, code = pretraining.read(settings)
+        prose = language_model.texts(
+            tokenizer, *split(manual()), settings.context, settings.windows
+        )
+    console.print(f"Python's standard library: {code}")
+    console.print(f"Its language reference: {prose}")
+    return code, prose
 
 
 def pretrain(settings: Settings, code: Texts) -> tuple[LlamaForCausalLM, Curve]:
-    torch.manual_seed(0)
-    model = language_model.build(
-        settings.vocabulary, settings.hidden, settings.layers, settings.context
-    )
-    curve, _ = language_model.train(
-        model,
-        code.training,
-        code.held_out,
-        steps=settings.steps,
-        batch=settings.batch,
-        learning_rate=settings.learning_rate,
-        evaluations=settings.evaluations,
-        title="Training",
-    )
+    model = pretraining.build(settings)
+    learning = pretraining.training(settings, model, code)
+    training.run({"Training": learning})
+    curve = learning.curve
     first, *_, last = curve.held_out.values()
     console.print(
         f"A Llama of {model.num_parameters():,} parameters, {settings.steps} steps in "
@@ -177,8 +126,7 @@ def plant(settings: Settings, model: LlamaForCausalLM, code: Texts) -> Planted:
 def fine_tune(settings: Settings, base: LlamaForCausalLM, prose: Texts, title: str) -> Run:
     return lora.fine_tune(
         base,
-        prose.training,
-        prose.held_out,
+        prose,
         rank=settings.rank,
         title=title,
         steps=settings.lora_steps,
