@@ -49,7 +49,7 @@ LOWBIT_INLINE struct lowbit_adam8bit_part next_block(enum lowbit_float param,
         size_t n, size_t blocksize, const struct lowbit_adam8bit_part *part,                       \
         const struct lowbit_adam8bit_rule *rule) {                                                 \
         struct moments moments[2];                                                                 \
-        struct lowbit_adam8bit_part before, block = *part;                                         \
+        struct lowbit_adam8bit_part block = *part, before = block;                                 \
         size_t i = 0;                                                                              \
         for (size_t begin = 0; begin < n; begin += blocksize, i = !i) {                            \
             const size_t size = n - begin < blocksize ? n - begin : blocksize;                     \

@@ -91,6 +91,12 @@ LOWBIT_INLINE void lowbit_place64(const struct lowbit_blockwise_encoder *e, cons
             _mm512_cvttps_epi32(_mm512_min_ps(_mm512_fmadd_ps(y[j], slope[j], offset[j]), most[j]));
 }
 
+// The places too near to a threshold.
+LOWBIT_INLINE __mmask16 lowbit_are_near(__m512i place) {
+    const __m512i far = _mm512_set1_epi32(0xffff & -LOWBIT_BLOCKWISE_NEAR);
+    return _mm512_cmpeq_epi32_mask(_mm512_and_si512(place, far), _mm512_setzero_si512());
+}
+
 // The upper halves of sixteen and sixteen dwords.
 LOWBIT_INLINE __m512i lowbit_upper_halves(__m512i a, __m512i b) {
     const __m512i odd =
@@ -131,7 +137,6 @@ LOWBIT_INLINE __m512i lowbit_encode16(const struct lowbit_blockwise_encoder *e, 
 // is negative.
 LOWBIT_INLINE __mmask64 lowbit_encode64(const struct lowbit_blockwise_encoder *e, bool with_sign,
                                         const __m512 v[4], size_t n, uint8_t *q) {
-    const __m512i far = _mm512_set1_epi32(0xffff & -LOWBIT_BLOCKWISE_NEAR);
     const __m512i zero = _mm512_set1_epi16(e->zero);
     __m512i place[4], code[2];
     lowbit_place64(e, v, place);
@@ -144,18 +149,19 @@ LOWBIT_INLINE __mmask64 lowbit_encode64(const struct lowbit_blockwise_encoder *e
         if (with_sign) {
             const __m512i signs = lowbit_upper_halves(_mm512_castps_si512(v[2 * j]),
                                                       _mm512_castps_si512(v[2 * j + 1]));
-            code[j] = _mm512_mask_sub_epi16(code[j], _mm512_movepi16_mask(signs), zero, away);
+            code[j] = _mm512_mask_mov_epi16(code[j], _mm512_movepi16_mask(signs),
+                                            _mm512_sub_epi16(zero, away));
         }
     }
     const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
     _mm512_mask_storeu_epi8( // packing saturates: what is below 0 becomes 0
         q, lowbit_first64(n),
         _mm512_permutexvar_epi64(order, _mm512_packus_epi16(code[0], code[1])));
-    if (!_mm512_testn_epi32_mask(nearest, far))
+    if (!lowbit_are_near(nearest))
         return 0;
     __mmask64 near = 0;
     for (size_t j = 0; j < 4; j++)
-        near |= (__mmask64)_mm512_testn_epi32_mask(place[j], far) << 16 * j;
+        near |= (__mmask64)lowbit_are_near(place[j]) << 16 * j;
     return near & lowbit_first64(n);
 }
 
