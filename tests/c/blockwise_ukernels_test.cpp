@@ -186,7 +186,7 @@ TEST(BlockwiseEncoder, FindsTheDecadesOfTheDynamicMap) {
         EXPECT_EQ(encoder.has_decades, dynamic) << codebook_name(kind);
         if (!dynamic)
             continue;
-        for (size_t code : {1, 100, 128, 200, 254}) { // its magnitude changes in both signs
+        for (size_t code : {100, 200, 254}) { // its magnitude changes in both signs
             for (bool far : {false, true}) {
                 const float value = values.get(code, 0);
                 const float changed = far ? value * 1.001f : std::nextafter(value, 1.0f);
@@ -197,7 +197,7 @@ TEST(BlockwiseEncoder, FindsTheDecadesOfTheDynamicMap) {
                               std::fabs(x) == std::fabs(value) ? std::copysign(changed, x) : x);
                 }
                 lowbit_blockwise_encoder_init((const float *)other->data, &encoder);
-                EXPECT_EQ(encoder.has_decades, !far || code == 1) << codebook_name(kind) << code;
+                EXPECT_EQ(encoder.has_decades, !far) << codebook_name(kind) << " " << code;
             }
         }
     }
