@@ -62,33 +62,34 @@ LOWBIT_INLINE void lowbit_decode64(const struct lowbit_blockwise_decoder *d, __m
 #endif
 
 // The places of 64 numbers on the lines through the decades. Four vectors at a time, step by step: the
-// steps wait for each other.
-LOWBIT_INLINE void lowbit_place64(const struct lowbit_blockwise_encoder *e, const __m512 v[4],
-                                  __m512i place[4]) {
-    __m512 y[4], slope[4], offset[4], most[4];
-    __m512i d[4];
+// steps wait for each other. Unless with_sign, no number is negative.
+LOWBIT_INLINE void lowbit_place64(const struct lowbit_blockwise_encoder *e, bool with_sign,
+                                  const __m512 v[4], __m512i place[4]) {
+    __m512 y[4], slope[4], offset[4];
+    __m512i key[4], d[4], most[4];
     __mmask16 above[4];
     for (int j = 0; j < 4; j++) {
-        y[j] = _mm512_abs_ps(v[j]);
+        const __m512i bits = _mm512_castps_si512(v[j]);
+        y[j] = with_sign ? _mm512_abs_ps(v[j]) : v[j];
+        key[j] = with_sign ? _mm512_rol_epi32(bits, 1) : _mm512_add_epi32(bits, bits);
         const __m512 log = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_castps_si512(y[j])),
                                            _mm512_set1_ps(LOWBIT_BLOCKWISE_DECADES_PER_BIT),
                                            _mm512_set1_ps(LOWBIT_BLOCKWISE_DECADES_AT_ZERO));
         d[j] = _mm512_cvttps_epu32(log); // all ones, whose low four bits count, where negative
     }
     for (int j = 0; j < 4; j++)
-        above[j] =
-            _mm512_cmpgt_epi32_mask(_mm512_rol_epi32(_mm512_castps_si512(v[j]), 1),
-                                    _mm512_permutexvar_epi32(d[j], _mm512_loadu_si512(e->edge)));
+        above[j] = _mm512_cmpgt_epi32_mask(
+            key[j], _mm512_permutexvar_epi32(d[j], _mm512_load_si512(e->edge)));
     for (int j = 0; j < 4; j++)
         d[j] = _mm512_mask_add_epi32(d[j], above[j], d[j], _mm512_set1_epi32(1));
     for (int j = 0; j < 4; j++) {
-        slope[j] = _mm512_permutexvar_ps(d[j], _mm512_loadu_ps(e->slope));
-        offset[j] = _mm512_permutexvar_ps(d[j], _mm512_loadu_ps(e->offset));
-        most[j] = _mm512_permutexvar_ps(d[j], _mm512_loadu_ps(e->most));
+        slope[j] = _mm512_permutexvar_ps(d[j], _mm512_load_ps(e->slope));
+        offset[j] = _mm512_permutexvar_ps(d[j], _mm512_load_ps(e->offset));
+        most[j] = _mm512_permutexvar_epi32(d[j], _mm512_load_si512(e->most));
     }
     for (int j = 0; j < 4; j++)
-        place[j] =
-            _mm512_cvttps_epi32(_mm512_min_ps(_mm512_fmadd_ps(y[j], slope[j], offset[j]), most[j]));
+        place[j] = _mm512_min_epi32(_mm512_cvttps_epi32(_mm512_fmadd_ps(y[j], slope[j], offset[j])),
+                                    most[j]);
 }
 
 // The places too near to a threshold.
@@ -139,7 +140,7 @@ LOWBIT_INLINE __mmask64 lowbit_encode64(const struct lowbit_blockwise_encoder *e
                                         const __m512 v[4], size_t n, uint8_t *q) {
     const __m512i zero = _mm512_set1_epi16(e->zero);
     __m512i place[4], code[2];
-    lowbit_place64(e, v, place);
+    lowbit_place64(e, with_sign, v, place);
     // Of both halves, but only the lower ones count.
     const __m512i nearest = _mm512_min_epu16(_mm512_min_epu16(place[0], place[1]),
                                              _mm512_min_epu16(place[2], place[3]));
