@@ -3,6 +3,7 @@
 #include "lowbit/adam8bit_step.h"
 
 #include "adam8bit_dispatch.h"
+#include "adam8bit_rule.h"
 #include "blockwise_codebook.h"
 #include "check.h"
 #include "floats.h"
@@ -31,42 +32,10 @@ static size_t block_count(const lowbit_adam8bit_param *p, size_t blocksize) {
     return (p->param.rows + blocksize - 1) / blocksize;
 }
 
-// By repeated squaring: pow may differ from one machine to the next.
-static double power(double base, double exponent) {
-    double product = 1.0;
-    for (uint64_t n = (uint64_t)exponent; n; n /= 2) {
-        if (n % 2)
-            product *= base;
-        base *= base;
-    }
-    return product;
-}
-
 static void prepare(void *arg, size_t task) {
     struct step *c = arg;
-    const lowbit_adam8bit_step_args *a = c->args;
-    const double c1 = 1.0 - power(a->beta1, a->step), c2 = 1.0 - power(a->beta2, a->step);
-    const double beta1_squared = a->beta1 * a->beta1;
-    double floor = 0.0;
-    if (beta1_squared < a->beta2)
-        floor = sqrt((1.0 - a->beta2) * (1.0 - beta1_squared / a->beta2)) / (1.0 - a->beta1);
-    const float scale = 1.0f / a->grad_scale;
-    struct lowbit_adam8bit_rule *rule = &c->rule;
     (void)task;
-    rule->b1 = (float)a->beta1;
-    rule->r1 = (float)(1.0 - a->beta1);
-    rule->b2 = (float)a->beta2;
-    rule->r2 = (float)(1.0 - a->beta2);
-    rule->size = (float)(a->lr * sqrt(c2) / c1);
-    rule->e = fmaxf((float)(a->eps * sqrt(c2)), 0x1p-126f);
-    rule->l2 = a->decoupled ? 0.0f : (float)a->weight_decay;
-    rule->keep = a->decoupled ? (float)(1.0 - a->lr * a->weight_decay) : 1.0f;
-    rule->floor = (float)floor;
-    rule->scale = a->maximize ? -scale : scale;
-    lowbit_blockwise_decoder_init(a->codebook1->data, &rule->decoder1);
-    lowbit_blockwise_decoder_init(a->codebook2->data, &rule->decoder2);
-    lowbit_blockwise_encoder_init(a->codebook1->data, &rule->encoder1);
-    lowbit_blockwise_encoder_init(a->codebook2->data, &rule->encoder2);
+    lowbit_adam8bit_rule_init(c->args, &c->rule);
 }
 
 // blocks of a parameter from number block on.

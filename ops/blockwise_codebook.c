@@ -88,7 +88,7 @@ static bool fit_decades(const float *codebook, struct lowbit_blockwise_encoder *
         const double offset = d >= 1 && d <= 7 ? first - count / 9.0 : first + 0.5;
         e->slope[d] = (float)slope;
         e->offset[d] = (float)(0x1p16 * offset + LOWBIT_BLOCKWISE_NEAR / 2);
-        e->most[d] = 0x1p16f * ((float)(first + count) - 0.5f);
+        e->most[d] = ((first + count) << 16) - (1 << 15);
         for (int i = first; i < first + count - 1; i++) {
             const float place = fmaf(threshold[i], e->slope[d], e->offset[d]);
             const float near = place - 0x1p16f * (float)(i + 1);

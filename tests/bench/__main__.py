@@ -18,6 +18,7 @@ logging.disable(logging.WARNING)  # bitsandbytes and torchao report optional par
 import layers  # noqa: E402
 import machine  # noqa: E402
 import models  # noqa: E402
+import optimizers  # noqa: E402
 import torch  # noqa: E402
 from arguments import parse  # noqa: E402
 from race import Bench  # noqa: E402
@@ -42,6 +43,7 @@ class Scale:
     llama: dict[str, int]
     lora: tuple[int, int]  # batch, tokens
     loads: int
+    adam_sizes: tuple[int, ...]
     seconds: float
     cold_bytes: int
 
@@ -71,6 +73,7 @@ FULL = Scale(
     },
     lora=(2, 256),
     loads=3,
+    adam_sizes=(2**22, 2**26),
     seconds=0.2,
     cold_bytes=max(256 * 2**20, 2 * machine.last_level_cache()),
 )
@@ -91,6 +94,7 @@ QUICK = Scale(
     },
     lora=(2, 8),
     loads=1,
+    adam_sizes=(2**20,),
     seconds=0.005,
     cold_bytes=2**20,
 )
@@ -125,6 +129,7 @@ def main() -> None:
             layers.sweep, bench, bits, scale.sweep_n, scale.sweep_depths, scale.sweep_rows
         ),
         "outliers": partial(layers.outliers, bench, scale.many_rows, *shapes[0]),
+        "adam": partial(optimizers.adam, bench, scale.adam_sizes),
         "minilm": partial(models.minilm, bench, scale.batches, TOKENS),
         "llama": partial(models.llama, bench, bits, scale.llama, scale.many_rows),
         "lora": partial(models.lora, bench, bits, scale.llama, *scale.lora),

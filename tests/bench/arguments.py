@@ -9,6 +9,9 @@ of torch's bf16 layer over that of lowbit with bf16 x, "vs fp32" the same in flo
 the measured ceilings allow, the larger one of reading the weight and its scales once and of the
 multiply-adds (of int8, or of float with 4-bit weights), over that of lowbit with bf16 x. nf4 is NF4
 in blocks of 64 with double quantization. Nothing is compiled by torch.compile.
+
+In the section adam "of floor" is the time that memory allows a step, whose traffic it has from the
+time of p.add_(g), over that of lowbit.
 """
 
 import argparse
@@ -17,7 +20,7 @@ from pathlib import Path
 
 SECTIONS = (
     *("linear", "quantize", "grad", "sweep", "outliers"),
-    *("minilm", "llama", "lora", "load"),
+    *("adam", "minilm", "llama", "lora", "load"),
 )
 BITS = (8, 4)
 DEFAULT_THREADS = (1, 2) if (os.cpu_count() or 1) > 1 else (1,)

@@ -175,6 +175,34 @@ TEST_P(BlockwiseQuantize, HugeBlocks) {
 
 INSTANTIATE_TEST_SUITE_P(, BlockwiseQuantize, testing::ValuesIn(rows().quantize), VariantName());
 
+// The lines fit the dynamic maps, also as others compute them, and nothing that is much unlike.
+TEST(BlockwiseEncoder, FindsTheDecadesOfTheDynamicMap) {
+    Random random(215);
+    for (int kind = 0; kind < codebook_kinds; kind++) {
+        const Tensor values = codebook(kind, random);
+        lowbit_blockwise_encoder encoder;
+        lowbit_blockwise_encoder_init((const float *)values->data, &encoder);
+        const bool dynamic = kind == dynamic_signed || kind == dynamic_unsigned;
+        EXPECT_EQ(encoder.has_decades, dynamic) << codebook_name(kind);
+        if (!dynamic)
+            continue;
+        for (size_t code : {100, 200, 254}) { // its magnitude changes in both signs
+            for (bool far : {false, true}) {
+                const float value = values.get(code, 0);
+                const float changed = far ? value * 1.001f : std::nextafter(value, 1.0f);
+                Tensor other = Tensor::vector(LOWBIT_FLOAT32, 256);
+                for (size_t i = 0; i < 256; i++) {
+                    const float x = values.get(i, 0);
+                    other.set(i, 0,
+                              std::fabs(x) == std::fabs(value) ? std::copysign(changed, x) : x);
+                }
+                lowbit_blockwise_encoder_init((const float *)other->data, &encoder);
+                EXPECT_EQ(encoder.has_decades, !far) << codebook_name(kind) << " " << code;
+            }
+        }
+    }
+}
+
 // The tables of the codebooks that are used most decide at once.
 TEST(BlockwiseEncoder, IsDirectForCommonCodebooks) {
     Random random(212);
@@ -206,7 +234,9 @@ TEST_P(BlockwiseDequantize, EqualsReference) {
                                     values_view = view(values, LOWBIT_FLOAT32);
                 reference_blockwise_dequantize(&q_view, &absmax_view, &values_view, blocksize,
                                                &y_view);
-                GetParam().run(n, blocksize, q.data(), absmax.data(), values.data(), have.data());
+                const Array<lowbit_blockwise_decoder> decoder(1, side);
+                lowbit_blockwise_decoder_init(values.data(), decoder.data());
+                GetParam().run(n, blocksize, q.data(), absmax.data(), decoder.data(), have.data());
                 ASSERT_TRUE(same_bits(want.bytes(), have.bytes()))
                     << "n " << n << ", blocks of " << blocksize;
             }
@@ -223,8 +253,10 @@ TEST_P(BlockwiseDequantize, ReadsEveryValue) {
         absmax[i] = std::ldexp(1.0f, (int)(i % 3));
     for (size_t i = 0; i < 256; i++)
         values[i] = (float)i - 128;
+    lowbit_blockwise_decoder decoder;
+    lowbit_blockwise_decoder_init(values.data(), &decoder);
     const Floats y((lowbit_float)dtype, q.size());
-    GetParam().run(q.size(), 32, q.data(), absmax.data(), values.data(), y.data());
+    GetParam().run(q.size(), 32, q.data(), absmax.data(), &decoder, y.data());
     for (size_t i = 0; i < q.size(); i++)
         ASSERT_EQ(y.get(i), ((float)q[i] - 128) * absmax[i / 32]) << i;
 }

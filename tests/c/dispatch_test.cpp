@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The tables of micro-kernels and the choice among their rows, for every machine there is.
 
+#include "../../ops/adam8bit_dispatch.h"
 #include "../../ops/blockwise_dispatch.h"
 #include "../../ops/dense_dispatch.h"
 #include "../../ops/int8_dispatch.h"
@@ -286,6 +287,23 @@ TEST(Dispatch, ChoosesTheFirstOfTheBlockwiseKernels) {
             EXPECT_EQ(have.quantize[type], quantize[type].function);
             EXPECT_EQ(have.dequantize[type], dequantize[type].function);
         }
+    }
+}
+
+TEST(Dispatch, ChoosesTheFirstOfTheAdam8bitKernels) {
+    for (uint32_t mask : masks()) {
+        const lowbit_adam8bit_ukernels have = lowbit_adam8bit_select_ukernels(mask);
+        enum { f32, f16, bf16 };
+        for (int param = f32; param <= bf16; param++)
+            for (int grad = f32; grad <= bf16; grad++) {
+                Chosen<lowbit_adam8bit_ukernel> step = {mask};
+#define LOWBIT_ADAM8BIT(row_param, row_grad, isa, ISA)                                             \
+    if (row_param == param && row_grad == grad)                                                    \
+        step.offer(ISA, lowbit_adam8bit_ukernel_##row_param##_##row_grad##__##isa);
+#include "../../kernels/cpu/adam8bit/adam8bit.inc"
+                EXPECT_EQ(have.step[param][grad], step.function);
+                EXPECT_NE(step.function, nullptr);
+            }
     }
 }
 

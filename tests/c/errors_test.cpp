@@ -182,6 +182,15 @@ const Operator operators[] = {
          const auto &a = c.arguments;
          return lowbit_int8_quantize(a[0], c.threshold, a[1], a[2], c.executor);
      }},
+    {"int8_requantize_",
+     {{"master", FLOATS, 'M', 'K', input},
+      {"q", INT8, 'M', 'K', output},
+      {"absmax", SCALES, 'M', '1', output}},
+     nullptr,
+     [](const Call &c) {
+         const auto &a = c.arguments;
+         return lowbit_int8_requantize(a[1], a[2], a[0], c.executor);
+     }},
     {"int8_quantize_offset",
      {{"weight", FLOATS, 'M', 'K', input},
       {"q", INT8, 'M', 'K', output},

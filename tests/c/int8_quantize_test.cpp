@@ -67,6 +67,28 @@ TEST(Int8Quantize, Samples) {
     }
 }
 
+TEST(Int8Requantize, QuantizesInPlace) {
+    Random random(23);
+    for (int i = 0; i < samples(100) && !HasFailure(); i++) {
+        const Case c(random);
+        SCOPED_TRACE(c.text());
+        const Tensor master = c.source(random);
+        const Tensor expected_q = c.codes(), expected_absmax = c.scales();
+        Tensor q = c.codes(), absmax = c.scales();
+        ASSERT_TRUE(reference_int8_quantize(master, 0, expected_q, expected_absmax));
+        expect_everywhere(
+            [&](const Executor &executor) {
+                q.clear();
+                absmax.clear();
+                return lowbit_int8_requantize(q, absmax, master, executor);
+            },
+            [&] {
+                EXPECT_TRUE(same_bits(expected_absmax, absmax)) << "absmax";
+                EXPECT_TRUE(same_bits(expected_q, q)) << "q";
+            });
+    }
+}
+
 TEST(Int8QuantizeOffset, Samples) {
     Random random(21);
     for (int i = 0; i < samples(400) && !HasFailure(); i++) {

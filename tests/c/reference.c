@@ -315,6 +315,68 @@ void reference_blockwise_dequantize(const lowbit_tensor *q, const lowbit_tensor 
                           reference_get(absmax, i / blocksize, 0));
 }
 
+static double power(double base, uint64_t exponent) {
+    double product = 1;
+    for (; exponent; exponent /= 2) {
+        if (exponent % 2)
+            product *= base;
+        base *= base;
+    }
+    return product;
+}
+
+static void step_param(const lowbit_adam8bit_step_args *args, const lowbit_adam8bit_param *param) {
+    const double beta1 = args->beta1, beta2 = args->beta2;
+    const double c1 = 1 - power(beta1, (uint64_t)args->step);
+    const double c2 = 1 - power(beta2, (uint64_t)args->step);
+    const float b1 = (float)beta1, r1 = (float)(1 - beta1);
+    const float b2 = (float)beta2, r2 = (float)(1 - beta2);
+    const float size = (float)(args->lr * sqrt(c2) / c1);
+    const float e = (float)fmax(args->eps * sqrt(c2), 0x1p-126);
+    const float l2 = args->decoupled ? 0 : (float)args->weight_decay;
+    const float keep = args->decoupled ? (float)(1 - args->lr * args->weight_decay) : 1;
+    const float least = beta1 * beta1 < beta2
+                            ? (float)(sqrt((1 - beta2) * (1 - beta1 * beta1 / beta2)) / (1 - beta1))
+                            : 0;
+    const float scale = (args->maximize ? -1 : 1) * (1 / args->grad_scale);
+    const size_t n = param->param.rows;
+    float *m = malloc((2 * n + 1) * sizeof *m), *v = m + n;
+    for (size_t i = 0; i < n; i++) {
+        const size_t block = i / args->blocksize;
+        const float p = reference_get(param->master ? param->master : &param->param, i, 0);
+        const float m_old =
+            ((const float *)args->codebook1->data)[((const uint8_t *)param->exp_avg.data)[i]] *
+            reference_get(&param->exp_avg_absmax, block, 0);
+        const float v_old =
+            ((const float *)args->codebook2->data)[((const uint8_t *)param->exp_avg_sq.data)[i]] *
+            reference_get(&param->exp_avg_sq_absmax, block, 0);
+        const float g = fmaf(l2, p, reference_get(&param->grad, i, 0) * scale);
+        m[i] = fmaf(b1, m_old, r1 * g);
+        v[i] = fmaf(b2, v_old, r2 * (g * g));
+        if (!isfinite(m[i]) || !isfinite(v[i]) || v[i] < 0) {
+            m[i] = m_old;
+            v[i] = v_old < 0 ? 0 : v_old;
+            continue;
+        }
+        const float d = fmaxf(sqrtf(v[i]), fabsf(m[i]) * least) + e;
+        const float stepped = fmaf(-size, m[i] / d, p * keep);
+        if (param->master)
+            reference_set(param->master, i, 0, stepped);
+        reference_set(&param->param, i, 0, stepped);
+    }
+    const lowbit_tensor new_m = {m, LOWBIT_FLOAT32, n, 1, 1}, new_v = {v, LOWBIT_FLOAT32, n, 1, 1};
+    reference_blockwise_quantize(&new_m, args->codebook1, args->blocksize, &param->exp_avg,
+                                 &param->exp_avg_absmax);
+    reference_blockwise_quantize(&new_v, args->codebook2, args->blocksize, &param->exp_avg_sq,
+                                 &param->exp_avg_sq_absmax);
+    free(m);
+}
+
+void reference_adam8bit_step(const lowbit_adam8bit_step_args *args) {
+    for (size_t i = 0; args->found_inf == 0 && i < args->count; i++)
+        step_param(args, &args->params[i]);
+}
+
 // Of values sorted with their codes, equal ones by code.
 struct level {
     float value;

@@ -6,6 +6,7 @@
 #ifndef LOWBIT_TESTS_REFERENCE_H
 #define LOWBIT_TESTS_REFERENCE_H
 
+#include "lowbit/adam8bit_step.h"
 #include "lowbit/int8_linear.h"
 #include "lowbit/int8_linear_grad_input.h"
 #include "lowbit/lut4_linear.h"
@@ -44,6 +45,8 @@ void reference_blockwise_quantize(const lowbit_tensor *x, const lowbit_tensor *c
 void reference_blockwise_dequantize(const lowbit_tensor *q, const lowbit_tensor *absmax,
                                     const lowbit_tensor *codebook, size_t blocksize,
                                     const lowbit_tensor *out);
+
+void reference_adam8bit_step(const lowbit_adam8bit_step_args *args);
 
 void reference_int8_dequantize(const lowbit_tensor *q, const lowbit_tensor *absmax,
                                const lowbit_tensor *offset, const lowbit_tensor *out);

@@ -52,6 +52,8 @@ LOWBIT_INLINE void update_all(enum lowbit_float param, enum lowbit_float grad, b
                               const struct lowbit_adam8bit_rule *rule, struct moments *moments) {
     __m256 most_m = _mm256_setzero_ps(), most_v = _mm256_setzero_ps();
     for (size_t i = 0; i < n; i += 8) {
+        if (i % 64 == 0)
+            prefetch(param, grad, 64, part, i);
         if (n - i < 8 || !step8(param, grad, has_master, part, rule, i, moments)) {
             _mm256_store_ps(moments->m + i, _mm256_setzero_ps());
             _mm256_store_ps(moments->v + i, _mm256_setzero_ps());

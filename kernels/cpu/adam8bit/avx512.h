@@ -58,6 +58,7 @@ LOWBIT_INLINE void step64(enum lowbit_float param, enum lowbit_float grad, bool 
                           const struct lowbit_adam8bit_rule *rule, size_t i, __mmask64 in,
                           struct moments *moments, __m512 most[2]) {
     __m512 m[4], v[4];
+    prefetch(param, grad, 64, part, i);
     lowbit_decode64(&rule->decoder1, _mm512_maskz_loadu_epi8(in, part->exp_avg + i), m);
     lowbit_decode64(&rule->decoder2, _mm512_maskz_loadu_epi8(in, part->exp_avg_sq + i), v);
     for (size_t j = 0; j < 4; j++)

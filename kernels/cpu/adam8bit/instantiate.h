@@ -7,6 +7,10 @@
 #include "ukernels.h"
 #include "../common/floats.h"
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 // A block's new moments, and the largest magnitudes among them.
 struct moments {
     _Alignas(64) float m[LOWBIT_BLOCKWISE_LARGEST], v[LOWBIT_BLOCKWISE_LARGEST];
@@ -26,6 +30,27 @@ LOWBIT_INLINE struct lowbit_adam8bit_part next_block(enum lowbit_float param,
     part.exp_avg_sq_absmax++;
     return part;
 }
+
+#if defined(__x86_64__)
+enum { AHEAD = 256 }; // elements: the processor's own prefetching loses its way among the arrays
+
+// What belongs to n elements from i + AHEAD on. They need not exist.
+LOWBIT_INLINE void prefetch(enum lowbit_float param, enum lowbit_float grad, size_t n,
+                            const struct lowbit_adam8bit_part *part, size_t i) {
+    const char *const p = (const char *)part->param, *const g = (const char *)part->grad;
+    i += AHEAD;
+    for (size_t j = i * lowbit_float_size(param); j < (i + n) * lowbit_float_size(param); j += 64)
+        _mm_prefetch(p + j, _MM_HINT_T0);
+    for (size_t j = i * lowbit_float_size(grad); j < (i + n) * lowbit_float_size(grad); j += 64)
+        _mm_prefetch(g + j, _MM_HINT_T0);
+    for (size_t j = i * 4; part->master && j < (i + n) * 4; j += 64)
+        _mm_prefetch((const char *)part->master + j, _MM_HINT_T0);
+    for (size_t j = i; j < i + n; j += 64) {
+        _mm_prefetch(part->exp_avg + j, _MM_HINT_T0);
+        _mm_prefetch(part->exp_avg_sq + j, _MM_HINT_T0);
+    }
+}
+#endif
 
 // Included at the end of a file that defines, for one block,
 //
@@ -49,7 +74,7 @@ LOWBIT_INLINE struct lowbit_adam8bit_part next_block(enum lowbit_float param,
         size_t n, size_t blocksize, const struct lowbit_adam8bit_part *part,                       \
         const struct lowbit_adam8bit_rule *rule) {                                                 \
         struct moments moments[2];                                                                 \
-        struct lowbit_adam8bit_part before, block = *part;                                         \
+        struct lowbit_adam8bit_part block = *part, before = block;                                 \
         size_t i = 0;                                                                              \
         for (size_t begin = 0; begin < n; begin += blocksize, i = !i) {                            \
             const size_t size = n - begin < blocksize ? n - begin : blocksize;                     \

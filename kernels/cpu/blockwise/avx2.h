@@ -65,9 +65,12 @@ LOWBIT_INLINE __m256i lowbit_place8(const struct lowbit_blockwise_encoder *e, __
     const __m256 line = _mm256_fmadd_ps(
         _mm256_castsi256_ps(magnitude), _mm256_permutevar8x32_ps(_mm256_loadu_ps(e->slope + 1), d),
         _mm256_permutevar8x32_ps(_mm256_loadu_ps(e->offset + 1), d));
-    const __m256 most = _mm256_permutevar8x32_ps(_mm256_loadu_ps(e->most + 1), d);
-    return _mm256_cvttps_epi32(_mm256_blendv_ps(
-        _mm256_min_ps(line, most), _mm256_set1_ps(e->most[0]), _mm256_castsi256_ps(d)));
+    const __m256i most =
+        _mm256_permutevar8x32_epi32(_mm256_loadu_si256((const __m256i *)(e->most + 1)), d);
+    const __m256i place = _mm256_min_epi32(_mm256_cvttps_epi32(line), most);
+    return _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(place),
+                                                _mm256_castsi256_ps(_mm256_set1_epi32(e->most[0])),
+                                                _mm256_castsi256_ps(d)));
 }
 
 // The codes of 32 numbers, for a codebook that has decades. A bit of *near tells which of them are not

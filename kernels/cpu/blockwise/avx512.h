@@ -62,33 +62,40 @@ LOWBIT_INLINE void lowbit_decode64(const struct lowbit_blockwise_decoder *d, __m
 #endif
 
 // The places of 64 numbers on the lines through the decades. Four vectors at a time, step by step: the
-// steps wait for each other.
-LOWBIT_INLINE void lowbit_place64(const struct lowbit_blockwise_encoder *e, const __m512 v[4],
-                                  __m512i place[4]) {
-    __m512 y[4], slope[4], offset[4], most[4];
-    __m512i d[4];
+// steps wait for each other. Unless with_sign, no number is negative.
+LOWBIT_INLINE void lowbit_place64(const struct lowbit_blockwise_encoder *e, bool with_sign,
+                                  const __m512 v[4], __m512i place[4]) {
+    __m512 y[4], slope[4], offset[4];
+    __m512i key[4], d[4], most[4];
     __mmask16 above[4];
     for (int j = 0; j < 4; j++) {
-        y[j] = _mm512_abs_ps(v[j]);
+        const __m512i bits = _mm512_castps_si512(v[j]);
+        y[j] = with_sign ? _mm512_abs_ps(v[j]) : v[j];
+        key[j] = with_sign ? _mm512_rol_epi32(bits, 1) : _mm512_add_epi32(bits, bits);
         const __m512 log = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_castps_si512(y[j])),
                                            _mm512_set1_ps(LOWBIT_BLOCKWISE_DECADES_PER_BIT),
                                            _mm512_set1_ps(LOWBIT_BLOCKWISE_DECADES_AT_ZERO));
         d[j] = _mm512_cvttps_epu32(log); // all ones, whose low four bits count, where negative
     }
     for (int j = 0; j < 4; j++)
-        above[j] =
-            _mm512_cmpgt_epi32_mask(_mm512_rol_epi32(_mm512_castps_si512(v[j]), 1),
-                                    _mm512_permutexvar_epi32(d[j], _mm512_loadu_si512(e->edge)));
+        above[j] = _mm512_cmpgt_epi32_mask(
+            key[j], _mm512_permutexvar_epi32(d[j], _mm512_load_si512(e->edge)));
     for (int j = 0; j < 4; j++)
         d[j] = _mm512_mask_add_epi32(d[j], above[j], d[j], _mm512_set1_epi32(1));
     for (int j = 0; j < 4; j++) {
-        slope[j] = _mm512_permutexvar_ps(d[j], _mm512_loadu_ps(e->slope));
-        offset[j] = _mm512_permutexvar_ps(d[j], _mm512_loadu_ps(e->offset));
-        most[j] = _mm512_permutexvar_ps(d[j], _mm512_loadu_ps(e->most));
+        slope[j] = _mm512_permutexvar_ps(d[j], _mm512_load_ps(e->slope));
+        offset[j] = _mm512_permutexvar_ps(d[j], _mm512_load_ps(e->offset));
+        most[j] = _mm512_permutexvar_epi32(d[j], _mm512_load_si512(e->most));
     }
     for (int j = 0; j < 4; j++)
-        place[j] =
-            _mm512_cvttps_epi32(_mm512_min_ps(_mm512_fmadd_ps(y[j], slope[j], offset[j]), most[j]));
+        place[j] = _mm512_min_epi32(_mm512_cvttps_epi32(_mm512_fmadd_ps(y[j], slope[j], offset[j])),
+                                    most[j]);
+}
+
+// The places too near to a threshold.
+LOWBIT_INLINE __mmask16 lowbit_are_near(__m512i place) {
+    const __m512i far = _mm512_set1_epi32(0xffff & -LOWBIT_BLOCKWISE_NEAR);
+    return _mm512_cmpeq_epi32_mask(_mm512_and_si512(place, far), _mm512_setzero_si512());
 }
 
 // The upper halves of sixteen and sixteen dwords.
@@ -131,10 +138,9 @@ LOWBIT_INLINE __m512i lowbit_encode16(const struct lowbit_blockwise_encoder *e, 
 // is negative.
 LOWBIT_INLINE __mmask64 lowbit_encode64(const struct lowbit_blockwise_encoder *e, bool with_sign,
                                         const __m512 v[4], size_t n, uint8_t *q) {
-    const __m512i far = _mm512_set1_epi32(0xffff & -LOWBIT_BLOCKWISE_NEAR);
     const __m512i zero = _mm512_set1_epi16(e->zero);
     __m512i place[4], code[2];
-    lowbit_place64(e, v, place);
+    lowbit_place64(e, with_sign, v, place);
     // Of both halves, but only the lower ones count.
     const __m512i nearest = _mm512_min_epu16(_mm512_min_epu16(place[0], place[1]),
                                              _mm512_min_epu16(place[2], place[3]));
@@ -144,18 +150,19 @@ LOWBIT_INLINE __mmask64 lowbit_encode64(const struct lowbit_blockwise_encoder *e
         if (with_sign) {
             const __m512i signs = lowbit_upper_halves(_mm512_castps_si512(v[2 * j]),
                                                       _mm512_castps_si512(v[2 * j + 1]));
-            code[j] = _mm512_mask_sub_epi16(code[j], _mm512_movepi16_mask(signs), zero, away);
+            code[j] = _mm512_mask_mov_epi16(code[j], _mm512_movepi16_mask(signs),
+                                            _mm512_sub_epi16(zero, away));
         }
     }
     const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
     _mm512_mask_storeu_epi8( // packing saturates: what is below 0 becomes 0
         q, lowbit_first64(n),
         _mm512_permutexvar_epi64(order, _mm512_packus_epi16(code[0], code[1])));
-    if (!_mm512_testn_epi32_mask(nearest, far))
+    if (!lowbit_are_near(nearest))
         return 0;
     __mmask64 near = 0;
     for (size_t j = 0; j < 4; j++)
-        near |= (__mmask64)_mm512_testn_epi32_mask(place[j], far) << 16 * j;
+        near |= (__mmask64)lowbit_are_near(place[j]) << 16 * j;
     return near & lowbit_first64(n);
 }
 

@@ -42,7 +42,7 @@ enum {
 //
 //   d = trunc(max(fma((float)(bits of y), DECADES_PER_BIT, DECADES_AT_ZERO), 0))
 //   d += 2 * (bits of y) + (v < 0) > edge[d]
-//   place = trunc(min(fma(y, slope[d], offset[d]), most[d]))
+//   place = min(trunc(fma(y, slope[d], offset[d])), most[d])
 //   code(v) = clamp(zero + (v < 0 ? -1 : 1) * (place >> 16), 0, 255)
 //
 // unless place % 2^16 < NEAR: then y lies too near to a threshold, and the threshold has to tell.
@@ -53,8 +53,8 @@ struct lowbit_blockwise_encoder {
     bool direct, has_decades;
     uint8_t zero; // the code of 0
     // What lies below the decades, seven decades, and 1. The last one stands for negative d.
-    __attribute__((aligned(64))) int32_t edge[16];
-    float slope[16], offset[16], most[16];
+    __attribute__((aligned(64))) int32_t edge[16], most[16];
+    float slope[16], offset[16];
 };
 #define LOWBIT_BLOCKWISE_DECADES_PER_BIT (0.30103f * 0x1p-23f)      // log10 of 2
 #define LOWBIT_BLOCKWISE_DECADES_AT_ZERO (7.3f - 127.0f * 0.30103f) // so that 1 is at 7.3

@@ -59,6 +59,7 @@ EMULATED_MASKED_LOAD(emulated_maskz_loadu_512_32, __m512i, _mm512_setzero_si512,
 EMULATED_MASKED_LOAD(emulated_maskz_loadu_512_ps, __m512, _mm512_setzero_ps, 16, 4)
 EMULATED_MASKED_STORE(emulated_mask_storeu_128_8, __m128i, 16, 1)
 EMULATED_MASKED_STORE(emulated_mask_storeu_256_16, __m256i, 16, 2)
+EMULATED_MASKED_STORE(emulated_mask_storeu_512_8, __m512i, 64, 1)
 EMULATED_MASKED_STORE(emulated_mask_storeu_512_16, __m512i, 32, 2)
 EMULATED_MASKED_STORE(emulated_mask_storeu_512_32, __m512i, 16, 4)
 EMULATED_MASKED_STORE(emulated_mask_storeu_512_ps, __m512, 16, 4)
@@ -72,6 +73,21 @@ static inline __m512i emulated_maskz_cvtps_epi32(__mmask16 mask, __m512 a) {
     __m512i r = emulated_join(_mm256_cvtps_epi32(emulated_half_ps(a, 0)),
                               _mm256_cvtps_epi32(emulated_half_ps(a, 1)));
     return _mm512_maskz_mov_epi32(mask, r);
+}
+
+static inline __m512i emulated_cvttps_epi32(__m512 a) {
+    return emulated_join(_mm256_cvttps_epi32(emulated_half_ps(a, 0)),
+                         _mm256_cvttps_epi32(emulated_half_ps(a, 1)));
+}
+
+// All ones where the result is none of a uint32_t.
+static inline __m512i emulated_cvttps_epu32(__m512 a) {
+    float from[16];
+    uint32_t to[16];
+    memcpy(from, &a, sizeof from);
+    for (int i = 0; i < 16; i++)
+        to[i] = from[i] > -1.0f && from[i] < 0x1p32f ? (uint32_t)from[i] : UINT32_MAX;
+    return _mm512_loadu_si512(to);
 }
 
 static inline __m512i emulated_cvtepi8_epi32(__m128i a) {
@@ -198,6 +214,16 @@ static inline float emulated_reduce_max_ps(__m512 a) {
     return max;
 }
 
+static inline __mmask16 emulated_mask_cmplt_epu32_mask(__mmask16 mask, __m512i a, __m512i b) {
+    uint32_t x[16], y[16];
+    unsigned less = 0;
+    memcpy(x, &a, sizeof x);
+    memcpy(y, &b, sizeof y);
+    for (int i = 0; i < 16; i++)
+        less |= (unsigned)(x[i] < y[i]) << i;
+    return (__mmask16)(less & mask);
+}
+
 #define EMULATED_GATHER(name, vector, lane)                                                        \
     static inline vector name(__m512i index, const void *from, int scale) {                        \
         int32_t indices[16];                                                                       \
@@ -219,11 +245,14 @@ EMULATED_GATHER(emulated_i32gather_ps, __m512, float)
 #undef _mm512_maskz_loadu_ps
 #undef _mm_mask_storeu_epi8
 #undef _mm256_mask_storeu_epi16
+#undef _mm512_mask_storeu_epi8
 #undef _mm512_mask_storeu_epi16
 #undef _mm512_mask_storeu_epi32
 #undef _mm512_mask_storeu_ps
 #undef _mm512_cvtepi32_ps
 #undef _mm512_maskz_cvtps_epi32
+#undef _mm512_cvttps_epi32
+#undef _mm512_cvttps_epu32
 #undef _mm512_cvtepi8_epi32
 #undef _mm512_cvtepu8_epi32
 #undef _mm512_cvtepu8_epi16
@@ -245,6 +274,7 @@ EMULATED_GATHER(emulated_i32gather_ps, __m512, float)
 #undef _mm512_reduce_min_ps
 #undef _mm512_reduce_max_ps
 #undef _mm512_mask_cmp_ps_mask
+#undef _mm512_mask_cmplt_epu32_mask
 #define _mm_maskz_loadu_epi8 emulated_maskz_loadu_128_8
 #define _mm256_maskz_loadu_epi16 emulated_maskz_loadu_256_16
 #define _mm512_maskz_loadu_epi8 emulated_maskz_loadu_512_8
@@ -252,11 +282,14 @@ EMULATED_GATHER(emulated_i32gather_ps, __m512, float)
 #define _mm512_maskz_loadu_ps emulated_maskz_loadu_512_ps
 #define _mm_mask_storeu_epi8 emulated_mask_storeu_128_8
 #define _mm256_mask_storeu_epi16 emulated_mask_storeu_256_16
+#define _mm512_mask_storeu_epi8 emulated_mask_storeu_512_8
 #define _mm512_mask_storeu_epi16 emulated_mask_storeu_512_16
 #define _mm512_mask_storeu_epi32 emulated_mask_storeu_512_32
 #define _mm512_mask_storeu_ps emulated_mask_storeu_512_ps
 #define _mm512_cvtepi32_ps emulated_cvtepi32_ps
 #define _mm512_maskz_cvtps_epi32 emulated_maskz_cvtps_epi32
+#define _mm512_cvttps_epi32 emulated_cvttps_epi32
+#define _mm512_cvttps_epu32 emulated_cvttps_epu32
 #define _mm512_cvtepi8_epi32 emulated_cvtepi8_epi32
 #define _mm512_cvtepu8_epi32 emulated_cvtepu8_epi32
 #define _mm512_cvtepu8_epi16 emulated_cvtepu8_epi16
@@ -279,6 +312,7 @@ EMULATED_GATHER(emulated_i32gather_ps, __m512, float)
 #define _mm512_reduce_add_ps emulated_reduce_add_ps
 #define _mm512_reduce_min_ps emulated_reduce_min_ps
 #define _mm512_reduce_max_ps emulated_reduce_max_ps
+#define _mm512_mask_cmplt_epu32_mask emulated_mask_cmplt_epu32_mask
 #define _mm512_mask_cmp_ps_mask(mask, a, b, predicate)                                             \
     ((__mmask16)((mask) & _mm512_cmp_ps_mask(a, b, predicate)))
 
