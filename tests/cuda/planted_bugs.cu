@@ -2,8 +2,8 @@
 
 #include "planted_bugs.h"
 
-#include "lb_cuda.cuh"
-#include "ptx.cuh"
+#include <lb_cuda.cuh>
+#include <ptx.cuh>
 
 namespace {
 

@@ -2,8 +2,8 @@
 
 #include "ptx_kernels.h"
 
-#include "lb_cuda.cuh"
-#include "ptx.cuh"
+#include <lb_cuda.cuh>
+#include <ptx.cuh>
 
 namespace {
 

@@ -2,7 +2,7 @@
 // What every CUDA kernel includes first: the few places where the language itself would tie the
 // source to nvcc. tests/cuda/emulation has a file of this name too, which comes first on the
 // include path where the kernels are compiled for the CPU; so kernels use these names and not
-// __shared__ or <<<>>>.
+// __shared__ or <<<>>>, and include this folder's files with angle brackets.
 #ifndef LOWBIT_KERNELS_CUDA_COMMON_LB_CUDA_CUH
 #define LOWBIT_KERNELS_CUDA_COMMON_LB_CUDA_CUH
 
@@ -12,7 +12,7 @@
 
 #include <stdint.h>
 
-enum : unsigned { LB_WARP = 32, LB_ALL_LANES = 0xffffffffu };
+constexpr unsigned LB_WARP = 32, LB_ALL_LANES = 0xffffffffu;
 
 template <typename T> using lb_type = T;
 

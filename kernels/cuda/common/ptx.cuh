@@ -6,7 +6,7 @@
 #ifndef LOWBIT_KERNELS_CUDA_COMMON_PTX_CUH
 #define LOWBIT_KERNELS_CUDA_COMMON_PTX_CUH
 
-#include "lb_cuda.cuh"
+#include <lb_cuda.cuh>
 
 namespace ptx {
 

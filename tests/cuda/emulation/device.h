@@ -39,8 +39,8 @@ void cp_async_wait(unsigned groups);
 
 // ---- Threads together ---------------------------------------------------------------------------
 
-// __syncthreads. True if all said so.
-bool block_barrier(bool vote, int line);
+// __syncthreads. How many threads voted for it.
+unsigned block_barrier(bool vote, int line);
 
 // An operation that the lanes in mask execute together: each brings an argument, and the last one
 // to come executes for all. line is the source line.

@@ -71,7 +71,7 @@ struct Settings {
     Order order = Order::forward; // of blocks, of threads, and of those that wake up
     uint64_t seed = 1;            // of the shuffled order
     bool count = false;           // keep the counters below: several times slower
-    int multiprocessors = 2;      // what cudaDeviceGetAttribute says
+    int multiprocessors = 1;      // what cudaDeviceGetAttribute says
     uint64_t first_block = 0;     // only these blocks of a launch run
     uint64_t last_block = UINT64_MAX;
 };

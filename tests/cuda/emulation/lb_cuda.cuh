@@ -30,7 +30,7 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 
-enum : unsigned { LB_WARP = 32, LB_ALL_LANES = 0xffffffffu };
+constexpr unsigned LB_WARP = 32, LB_ALL_LANES = 0xffffffffu;
 
 template <typename T> using lb_type = T;
 
@@ -65,8 +65,11 @@ extern dim3 blockDim, gridDim;
 LB_EMULATED void __syncthreads(int line = __builtin_LINE()) {
     emu::block_barrier(true, line);
 }
+LB_EMULATED int __syncthreads_count(int vote, int line = __builtin_LINE()) {
+    return (int)emu::block_barrier(vote != 0, line);
+}
 LB_EMULATED int __syncthreads_and(int vote, int line = __builtin_LINE()) {
-    return emu::block_barrier(vote, line);
+    return emu::block_barrier(vote == 0, line) == 0;
 }
 LB_EMULATED void __threadfence() {
     emu::fence();

@@ -268,16 +268,17 @@ bool release(void *data) {
     return true;
 }
 
-static Watched *find_buffer(uint64_t address) {
+// The buffer that holds this address, or ends up to `past` bytes before it.
+static Watched *find_buffer(uint64_t address, size_t past) {
     const auto after = buffers.upper_bound(address);
     if (after == buffers.begin())
         return nullptr;
     Watched *buffer = std::prev(after)->second.get();
-    return address - (uint64_t)buffer->data() < buffer->size() ? buffer : nullptr;
+    return address - (uint64_t)buffer->data() < buffer->size() + past ? buffer : nullptr;
 }
 
 Watched *find_global(const void *data, size_t size) {
-    Watched *buffer = find_buffer((uint64_t)data);
+    Watched *buffer = find_buffer((uint64_t)data, 0);
     return buffer && (uint64_t)data + size <= (uint64_t)buffer->data() + buffer->size() ? buffer
                                                                                         : nullptr;
 }
@@ -302,7 +303,7 @@ void log(uint64_t address, size_t size, bool shared, Site site) {
 }
 
 void access_global(uint64_t address, size_t size, Kind kind, Site site) {
-    Watched *buffer = find_buffer(address);
+    Watched *buffer = find_buffer(address, guard);
     if (!buffer && kind == Kind::read && address >= (uint64_t)&__ehdr_start &&
         address < (uint64_t)&_end)
         return;

@@ -3,7 +3,7 @@
 #ifndef LOWBIT_TESTS_CUDA_PTX_CUH
 #define LOWBIT_TESTS_CUDA_PTX_CUH
 
-#include "lb_cuda.cuh"
+#include <lb_cuda.cuh>
 
 namespace ptx {
 

@@ -67,9 +67,8 @@ struct Warp {
 
 // The __syncthreads that some threads have come to.
 struct Barrier {
-    unsigned arrived;
-    bool all; // have voted for it
-    bool result;
+    unsigned arrived, votes;
+    unsigned result; // the votes of the last one
     int line;
 };
 
@@ -161,7 +160,7 @@ void release_barrier() {
     synchronize(threads);
     for (unsigned w = 0; w < warps.size(); w++)
         count_accesses(w);
-    barrier.result = barrier.all;
+    barrier.result = barrier.votes;
     barrier.arrived = 0;
     wake(threads);
 }
@@ -203,7 +202,7 @@ void report_deadlock() {
 void begin_block(unsigned threads) {
     block.threads.resize(threads);
     warps.assign((threads + warp_size - 1) / warp_size, Warp());
-    barrier = {0, true, true, 0};
+    barrier = Barrier();
     returned = 0;
     ready.clear();
     for (unsigned i = 0; i < threads; i++) {
@@ -306,11 +305,11 @@ cudaError_t launch(const void *kernel, dim3 grid, dim3 threads, size_t shared, v
     return cudaSuccess;
 }
 
-bool block_barrier(bool vote, int line) {
+unsigned block_barrier(bool vote, int line) {
     const Site site = __builtin_return_address(0);
     if (!barrier.arrived) {
         barrier.line = line;
-        barrier.all = true;
+        barrier.votes = 0;
     }
     if (line != barrier.line)
         report(Bug::barrier_divergence, site,
@@ -319,7 +318,7 @@ bool block_barrier(bool vote, int line) {
     if (returned)
         report(Bug::barrier_divergence, site,
                "comes to __syncthreads, and %u threads have returned", returned);
-    barrier.all &= vote;
+    barrier.votes += vote;
     if (++barrier.arrived + returned == block.threads.size())
         release_barrier();
     else
