@@ -21,18 +21,18 @@ static int32_t order(float value) {
     return signbit(value) ? -magnitude : magnitude;
 }
 
-lowbit_status lowbit_check_codebook256(const char *op, const lowbit_tensor *codebook) {
-    LOWBIT_TRY(lowbit_check_vector(op, "codebook", codebook, LOWBIT_FLOAT32_DTYPE, VALUES));
+lowbit_status lowbit_check_codebook256(const char *op, const char *name,
+                                       const lowbit_tensor *codebook) {
+    LOWBIT_TRY(lowbit_check_vector(op, name, codebook, LOWBIT_FLOAT32_DTYPE, VALUES));
     const float *values = codebook->data;
     for (size_t i = 0; i < VALUES; i++)
         if (!isfinite(values[i]))
-            return lowbit_fail(LOWBIT_INVALID_ARGUMENT,
-                               "%s: codebook[%zu] is %g, expected finite values", op, i,
-                               (double)values[i]);
+            return lowbit_fail(LOWBIT_INVALID_ARGUMENT, "%s: %s[%zu] is %g, expected finite values",
+                               op, name, i, (double)values[i]);
     for (size_t i = 1; i < VALUES; i++)
         if (order(values[i]) < order(values[i - 1]))
             return lowbit_fail(LOWBIT_INVALID_ARGUMENT,
-                               "%s: codebook[%zu] is %g after %g, expected ascending values", op, i,
+                               "%s: %s[%zu] is %g after %g, expected ascending values", op, name, i,
                                (double)values[i], (double)values[i - 1]);
     return LOWBIT_OK;
 }
@@ -59,6 +59,55 @@ static size_t bucket_of(float v) {
 // they are above it. The first bucket of each sign holds others too.
 static bool lower_half_decides(float threshold) {
     return fabsf(threshold) >= 0x1p-24f * (1 + 0x1p-7f) && fabsf(threshold) < 1 + 0x1p-7f;
+}
+
+// Which decade, as the kernels find it before they look at an edge.
+static int decade_of(float y) {
+    const float bits = (float)(int32_t)lowbit_float_bits(y);
+    return (int)fmaxf(
+        fmaf(bits, LOWBIT_BLOCKWISE_DECADES_PER_BIT, LOWBIT_BLOCKWISE_DECADES_AT_ZERO), 0.0f);
+}
+
+// A line through the values of each decade, as far as they lie on it: 0, then seven decades whose
+// values number 1, 2, 4 ... 64 of each sign, or 2, 4, 8 ... 128, and halve [0.1, 1] times a power of
+// ten into so many parts; then 1. Whether the values really are so does not matter: false unless the
+// lines give the right code, or say that they cannot, at each threshold, and so, as they ascend,
+// everywhere.
+static bool fit_decades(const float *codebook, struct lowbit_blockwise_encoder *e) {
+    const int zero = codebook[0] < 0.0f ? 127 : 0, most = VALUES - 1 - zero;
+    if (codebook[zero] != 0.0f)
+        return false;
+    for (int i = 1; i <= zero; i++)
+        if (codebook[zero - i] != -codebook[zero + i])
+            return false;
+    const float *threshold = e->threshold + zero; // of magnitudes
+    double scale = 1e-7;
+    int first = 0, count = 1; // place of the decade's first value, and how many it has
+    for (int d = 0; d <= 8; d++) {
+        const double slope = d >= 1 && d <= 7 ? count / (0.9 * scale) : 0.0;
+        e->slope[d] = (float)slope;
+        e->offset[d] = (float)(slope > 0.0 ? first - slope * 0.1 * scale + 0.5 * LOWBIT_BLOCKWISE_NEAR
+                                           : first + 0.5);
+        e->most[d] = (float)first + (float)count - 0.5f;
+        e->edge[d] = d < 8 ? threshold[first + count - 1] : INFINITY;
+        for (int i = first; i < first + count - 1; i++) {
+            const float place = fmaf(threshold[i], e->slope[d], e->offset[d]);
+            const float above = place - (float)(i + 1);
+            if (!(above >= 0.0f && above < LOWBIT_BLOCKWISE_NEAR))
+                return false;
+        }
+        if (d > 0) {
+            const float edge = e->edge[d - 1], place = fmaf(edge, e->slope[d], e->offset[d]);
+            const int below = decade_of(edge), above = decade_of(nextafterf(edge, INFINITY));
+            if (!(place >= (float)first) || below > d - 1 || above < d - 1)
+                return false;
+        }
+        scale *= 10.0;
+        first += count;
+        count = d == 0 ? (zero ? 1 : 2) : d < 7 ? 2 * count : 1;
+    }
+    e->zero = zero;
+    return first == most + 1 && decade_of(1 + 0x1p-7f) <= 8;
 }
 
 void lowbit_blockwise_encoder_init(const float *codebook,
@@ -92,4 +141,5 @@ void lowbit_blockwise_encoder_init(const float *codebook,
     encoder->span = 1;
     while (2 * encoder->span <= most)
         encoder->span *= 2;
+    encoder->has_decades = fit_decades(codebook, encoder);
 }

@@ -12,8 +12,9 @@
 extern "C" {
 #endif
 
-// The codebook is float32 [256], its values finite and ascending. op is for the message.
-lowbit_status lowbit_check_codebook256(const char *op, const lowbit_tensor *codebook);
+// The codebook is float32 [256], its values finite and ascending. op and name are for the message.
+lowbit_status lowbit_check_codebook256(const char *op, const char *name,
+                                       const lowbit_tensor *codebook);
 
 // Fills encoder for such values. In the default floating-point environment: call it in a task.
 void lowbit_blockwise_encoder_init(const float *codebook, struct lowbit_blockwise_encoder *encoder);

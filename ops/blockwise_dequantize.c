@@ -42,7 +42,7 @@ lowbit_status lowbit_blockwise_dequantize(const lowbit_tensor *q, const lowbit_t
     LOWBIT_TRY(lowbit_check_vector(op, "q", q, LOWBIT_UINT8_DTYPE, LOWBIT_ANY));
     LOWBIT_TRY(lowbit_check_vector(op, "absmax", absmax, LOWBIT_FLOAT32_DTYPE,
                                    (q->rows + blocksize - 1) / blocksize));
-    LOWBIT_TRY(lowbit_check_codebook256(op, codebook));
+    LOWBIT_TRY(lowbit_check_codebook256(op, "codebook", codebook));
     LOWBIT_TRY(lowbit_check_vector(op, "out", out, LOWBIT_FLOAT_DTYPES, q->rows));
     struct dequantize c = {
         .q = q, .absmax = absmax, .codebook = codebook, .out = out, .blocksize = blocksize};

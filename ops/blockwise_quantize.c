@@ -47,7 +47,7 @@ lowbit_status lowbit_blockwise_quantize(const lowbit_tensor *x, const lowbit_ten
     LOWBIT_TRY(lowbit_check_executor(op, executor));
     LOWBIT_TRY(lowbit_check_blocksize(op, blocksize));
     LOWBIT_TRY(lowbit_check_vector(op, "x", x, LOWBIT_FLOAT_DTYPES, LOWBIT_ANY));
-    LOWBIT_TRY(lowbit_check_codebook256(op, codebook));
+    LOWBIT_TRY(lowbit_check_codebook256(op, "codebook", codebook));
     LOWBIT_TRY(lowbit_check_vector(op, "q", q, LOWBIT_UINT8_DTYPE, x->rows));
     LOWBIT_TRY(lowbit_check_vector(op, "absmax", absmax, LOWBIT_FLOAT32_DTYPE,
                                    (x->rows + blocksize - 1) / blocksize));

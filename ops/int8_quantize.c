@@ -122,6 +122,15 @@ lowbit_status lowbit_int8_quantize(const lowbit_tensor *x, float threshold, cons
     return quantize(op, &c, executor);
 }
 
+lowbit_status lowbit_int8_requantize(const lowbit_tensor *q, const lowbit_tensor *absmax,
+                                     const lowbit_tensor *master, const lowbit_executor *executor) {
+    static const char op[] = "int8_requantize_";
+    LOWBIT_TRY(check(op, "master", master, q, executor));
+    LOWBIT_TRY(lowbit_check_scales(op, absmax, NULL, master->rows));
+    struct quantize c = {.x = master, .q = q, .absmax = absmax, .t = INFINITY};
+    return quantize(op, &c, executor);
+}
+
 lowbit_status lowbit_int8_quantize_offset(const lowbit_tensor *weight, const lowbit_tensor *q,
                                           const lowbit_tensor *absmax, const lowbit_tensor *offset,
                                           const lowbit_executor *executor) {

@@ -33,9 +33,21 @@ static std::tuple<Tensor, Tensor, Tensor> int8_quantize_offset(const Tensor &wei
     return {q.owner, absmax.owner, offset.owner};
 }
 
+static void int8_requantize_(const Tensor &q, const Tensor &absmax, const Tensor &master) {
+    const char *op = "int8_requantize_";
+    check_no_grad(op);
+    const View codes = weight_of(op, "q", q);
+    const View scale = vector_of(op, "absmax", absmax, Shape{q.size(0)});
+    check_shape(op, "master", master, shape_of(q));
+    const View from = rows_of(op, "master", master);
+    const lowbit_executor threads = executor();
+    check(lowbit_int8_requantize(&codes.tensor, &scale.tensor, &from.tensor, &threads));
+}
+
 } // namespace lowbit
 
 STABLE_TORCH_LIBRARY_IMPL(lowbit, CPU, m) {
     m.impl("int8_quantize", TORCH_BOX(&lowbit::int8_quantize));
     m.impl("int8_quantize_offset", TORCH_BOX(&lowbit::int8_quantize_offset));
+    m.impl("int8_requantize_", TORCH_BOX(&lowbit::int8_requantize_));
 }

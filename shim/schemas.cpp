@@ -4,6 +4,13 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(lowbit, m) {
+    m.def("adam8bit_step_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avg, "
+          "Tensor(c!)[] exp_avg_absmax, Tensor(d!)[] exp_avg_sq, Tensor(e!)[] exp_avg_sq_absmax, "
+          "Tensor(f!)[] masters, Tensor codebook1, Tensor codebook2, Tensor step, Tensor lr, "
+          "float beta1, float beta2, float eps, float weight_decay, bool decoupled, "
+          "bool maximize, int blocksize=256, Tensor? grad_scale=None, Tensor? found_inf=None) "
+          "-> ()");
+
     m.def("blockwise_quantize(Tensor x, Tensor codebook, int blocksize=256) "
           "-> (Tensor q, Tensor absmax)");
     m.def("blockwise_dequantize(Tensor q, Tensor absmax, Tensor codebook, ScalarType? dtype=None, "
@@ -12,6 +19,7 @@ STABLE_TORCH_LIBRARY(lowbit, m) {
           "-> (Tensor q, Tensor absmax)");
     m.def("int8_quantize_offset(Tensor weight, ScalarType? absmax_dtype=None) "
           "-> (Tensor q, Tensor absmax, Tensor offset)");
+    m.def("int8_requantize_(Tensor(a!) q, Tensor(b!) absmax, Tensor master) -> ()");
     m.def("int8_dequantize(Tensor q, Tensor absmax, Tensor? offset=None, ScalarType? dtype=None) "
           "-> Tensor");
     m.def("int8_matmul(Tensor a, Tensor b) -> Tensor");

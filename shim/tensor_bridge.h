@@ -113,6 +113,14 @@ inline View make_view(const char *op, const char *name, const Tensor &tensor, vo
     return {tensor, {data, dtype_of(op, name, tensor.scalar_type()), rows, cols, stride}};
 }
 
+// For operators that write into their arguments: autograd would not notice.
+inline void check_no_grad(const char *op) {
+    if (aoti_torch_grad_mode_is_enabled())
+        throw std::runtime_error(std::string("lowbit::") + op +
+                                 ": works in place and has no gradient, expected a call under "
+                                 "torch.no_grad()");
+}
+
 inline void check_on_cpu(const char *op, const char *name, const Tensor &tensor) {
     if (!tensor.is_cpu())
         refuse(op, name, " is on another device than the CPU, expected all tensors on one device");
@@ -164,12 +172,17 @@ inline View weight_of(const char *op, const char *name, const Tensor &tensor) {
                      static_cast<size_t>(tensor.size(0)), k, k);
 }
 
-// A contiguous input of the given shape, as a vector.
-inline View vector_of(const char *op, const char *name, const Tensor &tensor, const Shape &shape) {
-    check_on_cpu(op, name, tensor);
+inline void check_shape(const char *op, const char *name, const Tensor &tensor,
+                        const Shape &shape) {
     if (shape_of(tensor) != shape)
         refuse(op, name, " has shape ", to_string(shape_of(tensor)), ", expected ",
                to_string(shape));
+}
+
+// A contiguous input of the given shape, as a vector.
+inline View vector_of(const char *op, const char *name, const Tensor &tensor, const Shape &shape) {
+    check_on_cpu(op, name, tensor);
+    check_shape(op, name, tensor, shape);
     if (!tensor.is_contiguous())
         refuse(op, name, " is not contiguous");
     return make_view(op, name, tensor, const_cast<void *>(tensor.const_data_ptr()),
@@ -205,10 +218,14 @@ inline View elements_of(const char *op, const char *name, const Tensor &given) {
     return flat_of(op, name, given.is_contiguous() ? given : torch::stable::contiguous(given));
 }
 
-// How many blocks hold a tensor's elements.
-inline int64_t block_count(const char *op, const Tensor &tensor, int64_t blocksize) {
+inline void check_blocksize(const char *op, int64_t blocksize) {
     if (blocksize < 32 || blocksize > 4096 || (blocksize & (blocksize - 1)))
         refuse(op, "blocksize", " is ", blocksize, ", expected a power of two from 32 to 4096");
+}
+
+// How many blocks hold a tensor's elements.
+inline int64_t block_count(const char *op, const Tensor &tensor, int64_t blocksize) {
+    check_blocksize(op, blocksize);
     return (tensor.numel() + blocksize - 1) / blocksize;
 }
 

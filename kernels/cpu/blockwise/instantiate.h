@@ -4,13 +4,9 @@
 #ifndef LOWBIT_KERNELS_CPU_BLOCKWISE_INSTANTIATE_H
 #define LOWBIT_KERNELS_CPU_BLOCKWISE_INSTANTIATE_H
 
+#include "scalar.h"
 #include "ukernels.h"
 #include "../common/floats.h"
-
-// 1 / absmax, or 0 where that would overflow.
-LOWBIT_INLINE float lowbit_blockwise_inverse(float absmax) {
-    return absmax >= 0x1p-126f ? 1.0f / absmax : 0.0f;
-}
 
 // Included at the end of a file that defines, as inline functions of the type, for one block
 //

@@ -3,20 +3,9 @@
 // runs where nothing better does.
 
 #include "instantiate.h"
+#include "scalar.h"
 
 #include <math.h>
-
-LOWBIT_INLINE uint8_t encode(const struct lowbit_blockwise_encoder *e, float v) {
-    const uint32_t bits = lowbit_float_bits(v);
-    int32_t bucket = (int32_t)(bits >> 16 & 0x7fff) - LOWBIT_BLOCKWISE_FIRST;
-    bucket = bucket < 0 ? 0 : bucket;
-    bucket = bucket < LOWBIT_BLOCKWISE_BUCKETS ? bucket : LOWBIT_BLOCKWISE_BUCKETS - 1;
-    bucket = bits >> 31 ? ~bucket : bucket;
-    size_t code = e->bucket[LOWBIT_BLOCKWISE_BUCKETS + bucket] >> 16 & 0xff;
-    for (size_t step = e->span; step; step /= 2)
-        code += v > e->threshold[code + step - 1] ? step : 0;
-    return (uint8_t)code;
-}
 
 LOWBIT_INLINE float largest(enum lowbit_float type, size_t n, const void *x) {
     float absmax = 0.0f;
@@ -31,7 +20,7 @@ LOWBIT_INLINE void codes(enum lowbit_float type, size_t n, const void *x, float 
                          const struct lowbit_blockwise_encoder *encoder, uint8_t *q) {
     for (size_t i = 0; i < n; i++) {
         float value = lowbit_float_load(type, x, i);
-        q[i] = encode(encoder, fabsf(value) < INFINITY ? value * inv : 0.0f);
+        q[i] = lowbit_encode(encoder, fabsf(value) < INFINITY ? value * inv : 0.0f);
     }
 }
 

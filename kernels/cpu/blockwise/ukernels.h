@@ -13,6 +13,7 @@ extern "C" {
 #endif
 
 enum {
+    LOWBIT_BLOCKWISE_LARGEST = 4096,          // block
     LOWBIT_BLOCKWISE_THRESHOLDS = 255,        // between 256 values
     LOWBIT_BLOCKWISE_FIRST = (127 - 24) << 7, // the upper half of 2^-24
     LOWBIT_BLOCKWISE_BUCKETS = 24 * 128 + 1,  // of each sign, up to the one that begins at 1
@@ -35,12 +36,28 @@ enum {
 // number; the codes of the others are fewer than 2 * span above that. When direct is true, the bucket
 // suffices: where (bits of v ^ (v < 0 ? ~0 : 0)) % 2^16 is above its bits 0..15, the code stands in
 // bits 24..31.
+//
+// When has_decades is true, the codebook is much like the dynamic map (ops/blockwise_codebook.c says
+// when), and a line through each decade suffices for nearly all numbers. With y = |v|, in fp32:
+//
+//   d = trunc(max(fma((float)(bits of y), DECADES_PER_BIT, DECADES_AT_ZERO), 0)),  d += y > edge[d]
+//   place = min(fma(y, slope[d], offset[d]), most[d])
+//   code(v) = max(zero + (v < 0 ? -1 : 1) * floor(place), 0)
+//
+// unless place is less than LOWBIT_BLOCKWISE_NEAR above floor(place), or y = edge[d] before d is
+// increased: then y lies too near to a threshold, and only the thresholds can tell.
 struct lowbit_blockwise_encoder {
     uint32_t bucket[2 * LOWBIT_BLOCKWISE_BUCKETS];
     float threshold[LOWBIT_BLOCKWISE_THRESHOLDS + 128];
     uint32_t span; // a power of two, at most 128
-    bool direct;
+    bool direct, has_decades;
+    int32_t zero; // the code of 0
+    // Below the decades, seven decades, and 1; the rest is not used.
+    float edge[16], slope[16], offset[16], most[16];
 };
+#define LOWBIT_BLOCKWISE_DECADES_PER_BIT (0.30103f * 0x1p-23f)       // log10 of 2
+#define LOWBIT_BLOCKWISE_DECADES_AT_ZERO (7.3f - 127.0f * 0.30103f) // so that 1 is at 7.3
+#define LOWBIT_BLOCKWISE_NEAR 0x1p-13f
 
 // quantize: n elements in blocks of blocksize, a multiple of 32; the last block may be shorter. For
 // each block, with v_i = 0 where x_i is not finite:

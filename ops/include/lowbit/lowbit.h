@@ -3,6 +3,7 @@
 #ifndef LOWBIT_LOWBIT_H
 #define LOWBIT_LOWBIT_H
 
+#include "lowbit/adam8bit_step.h"
 #include "lowbit/blockwise_dequantize.h"
 #include "lowbit/blockwise_quantize.h"
 #include "lowbit/cpu.h"

@@ -6,6 +6,7 @@ Here stand its fake kernel, which repeats every check that needs no data, and it
 """
 
 from lowbit.ops import (
+    adam8bit_step,
     blockwise_dequantize,
     blockwise_quantize,
     int8_dequantize,
@@ -18,6 +19,7 @@ from lowbit.ops import (
 )
 
 __all__ = [
+    "adam8bit_step",
     "blockwise_dequantize",
     "blockwise_quantize",
     "int8_dequantize",

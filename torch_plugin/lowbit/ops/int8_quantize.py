@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""lowbit::int8_quantize and lowbit::int8_quantize_offset."""
+"""lowbit::int8_quantize, lowbit::int8_requantize_ and lowbit::int8_quantize_offset."""
 
 import torch
 from torch import Tensor
@@ -27,6 +27,16 @@ def _(weight: Tensor, absmax_dtype: torch.dtype | None = None) -> tuple[Tensor, 
     _check.check_dtype(op, "weight", weight.dtype, _check.FLOATS)
     q, absmax = _codes(op, weight, weight.shape[:-1], absmax_dtype)
     return q, absmax, torch.empty_like(absmax)
+
+
+@torch.library.register_fake("lowbit::int8_requantize_")
+def _(q: Tensor, absmax: Tensor, master: Tensor) -> None:
+    op = "int8_requantize_"
+    _check.check_matrix(op, "q", q)
+    _check.check_scales(op, absmax, None, q.shape[:1], q.device)
+    _check.check_dtype(op, "master", master.dtype, _check.FLOATS)
+    _check.check_shape(op, "master", master, q.shape)
+    _check.check_device(op, "master", master, q.device)
 
 
 def _codes(
