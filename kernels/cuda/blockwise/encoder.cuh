@@ -9,8 +9,9 @@
 
 #include "../../cpu/blockwise/ukernels.h"
 
-struct Encoder {
-    uint32_t bucket[2 * LOWBIT_BLOCKWISE_BUCKETS];
+// Without signs: for numbers that are not negative, and codebooks of such.
+template <bool with_signs> struct Encoder {
+    uint32_t bucket[(with_signs ? 2 : 1) * LOWBIT_BLOCKWISE_BUCKETS];
     float threshold[LOWBIT_BLOCKWISE_THRESHOLDS];
     float value[LOWBIT_BLOCKWISE_THRESHOLDS + 1]; // the codebook
 };
@@ -31,17 +32,18 @@ __device__ inline float lb_midpoint_down(float a, float b) {
     return above ? lb_float_below(middle) : middle;
 }
 
-__device__ __forceinline__ int lb_bucket_of(float v) {
+template <bool with_signs> __device__ __forceinline__ int lb_bucket_of(float v) {
     const uint32_t bits = __float_as_uint(v);
     const int bucket = min(max((int)(bits >> 16 & 0x7fff) - LOWBIT_BLOCKWISE_FIRST, 0),
                            LOWBIT_BLOCKWISE_BUCKETS - 1);
-    return LOWBIT_BLOCKWISE_BUCKETS + (bits >> 31 ? ~bucket : bucket);
+    return !with_signs ? bucket : LOWBIT_BLOCKWISE_BUCKETS + (bits >> 31 ? ~bucket : bucket);
 }
 
 // By all threads of the block, at least 256; no barrier is needed after it. Returns whether the
 // buckets suffice.
-__device__ inline bool lb_encoder_init(Encoder &e, const float *codebook) {
-    enum { THRESHOLDS = LOWBIT_BLOCKWISE_THRESHOLDS, BUCKETS = LOWBIT_BLOCKWISE_BUCKETS };
+template <bool with_signs>
+__device__ bool lb_encoder_init(Encoder<with_signs> &e, const float *codebook) {
+    enum { THRESHOLDS = LOWBIT_BLOCKWISE_THRESHOLDS, BUCKETS = sizeof e.bucket / sizeof *e.bucket };
     const float end_of_buckets = 1 + 0x1p-7f; // no number is above it
     const unsigned t = threadIdx.x, lane = t % LB_WARP, warp = t / LB_WARP;
     if (t <= THRESHOLDS)
@@ -62,13 +64,13 @@ __device__ inline bool lb_encoder_init(Encoder &e, const float *codebook) {
     // A warp fills the buckets from one threshold to the next.
     bool direct = true;
     for (unsigned i = warp; i <= used; i += blockDim.x / LB_WARP) {
-        const int before = i > 0 ? lb_bucket_of(e.threshold[i - 1]) : -1;
-        const int here = i < used ? lb_bucket_of(e.threshold[i]) : 2 * BUCKETS;
+        const int before = i > 0 ? lb_bucket_of<with_signs>(e.threshold[i - 1]) : -1;
+        const int here = i < used ? lb_bucket_of<with_signs>(e.threshold[i]) : BUCKETS;
         for (int bucket = before + 1 + (int)lane; bucket < here; bucket += LB_WARP)
             e.bucket[bucket] = i << 16 | 0xffff; // nothing is above 0xffff
         if (lane == 0 && before != here && i < used) {
             unsigned end = i + 1; // thresholds i to end - 1 share the bucket
-            while (end < used && lb_bucket_of(e.threshold[end]) == here)
+            while (end < used && lb_bucket_of<with_signs>(e.threshold[end]) == here)
                 end++;
             const float first = e.threshold[i], magnitude = fabsf(first);
             const uint32_t bits = __float_as_uint(first),
@@ -84,10 +86,12 @@ __device__ inline bool lb_encoder_init(Encoder &e, const float *codebook) {
 }
 
 // The code of v, |v| < 1 + 2^-7, with what lb_encoder_init returned.
-__device__ __forceinline__ uint32_t lb_encode(const Encoder &e, bool direct, float v) {
+template <bool with_signs>
+__device__ __forceinline__ uint32_t lb_encode(const Encoder<with_signs> &e, bool direct, float v) {
     const uint32_t bits = __float_as_uint(v);
     if (direct) {
-        const uint32_t entry = e.bucket[lb_bucket_of(v)], lower = bits >> 31 ? ~bits : bits;
+        const uint32_t entry = e.bucket[lb_bucket_of<with_signs>(v)],
+                       lower = bits >> 31 ? ~bits : bits;
         return (lower & 0xffff) > (entry & 0xffff) ? entry >> 24 : entry >> 16 & 0xff;
     }
     uint32_t code = 0;

@@ -5,7 +5,6 @@
 #define LOWBIT_KERNELS_CUDA_COMMON_FLOATS_CUH
 
 #include <lb_cuda.cuh>
-#include <ptx.cuh>
 
 #include "../../cpu/common/floats.h"
 
@@ -41,52 +40,64 @@ template <> struct Float<bf16> {
     }
 };
 
-// How many elements 16 bytes hold.
-template <lowbit_float type> constexpr int lb_vector = 16 / sizeof(typename Float<type>::Bits);
+// n neighbours of type T that are read and written together, aligned to their size: 16, 8 or 4
+// bytes, or one T. In words, since ptxas keeps an array of bytes or halves in memory.
+template <typename T, int n> struct lb_pack {
+    static constexpr int size = n * sizeof(T), words = size < 4 ? 1 : size / 4;
+    static constexpr int per_word = n / words, bits = 8 * sizeof(T);
+    static_assert(size == 16 || size == 8 || size == 4 || n == 1, "a vector or one element");
+    uint32_t word[words] = {};
 
-// n elements of 16 bytes in all, or one.
+    __device__ __forceinline__ T get(int i) const {
+        return (T)(word[i / per_word] >> i % per_word * bits);
+    }
+    __device__ __forceinline__ void set(int i, T value) { // once for each i
+        word[i / per_word] |= (uint32_t)value << i % per_word * bits;
+    }
+};
+
+template <typename T, int n> __device__ __forceinline__ lb_pack<T, n> lb_read(const T *from) {
+    lb_pack<T, n> pack; // that nobody reads again
+    if constexpr (pack.size == 16) {
+        const uint4 v = __ldcs(reinterpret_cast<const uint4 *>(from));
+        pack.word[0] = v.x, pack.word[1] = v.y, pack.word[2] = v.z, pack.word[3] = v.w;
+    } else if constexpr (pack.size == 8) {
+        const uint2 v = __ldcs(reinterpret_cast<const uint2 *>(from));
+        pack.word[0] = v.x, pack.word[1] = v.y;
+    } else if constexpr (pack.size == 4) {
+        pack.word[0] = __ldcs(reinterpret_cast<const uint32_t *>(from));
+    } else {
+        pack.word[0] = __ldcs(from);
+    }
+    return pack;
+}
+template <typename T, int n>
+__device__ __forceinline__ void lb_write(T *to, const lb_pack<T, n> &pack) {
+    const uint32_t *w = pack.word;
+    if constexpr (pack.size == 16)
+        *reinterpret_cast<uint4 *>(to) = make_uint4(w[0], w[1], w[2], w[3]);
+    else if constexpr (pack.size == 8)
+        *reinterpret_cast<uint2 *>(to) = make_uint2(w[0], w[1]);
+    else if constexpr (pack.size == 4)
+        *reinterpret_cast<uint32_t *>(to) = w[0];
+    else
+        *to = (T)w[0];
+}
+
+// The same for floats of a type.
 template <lowbit_float type, int n>
 __device__ __forceinline__ void lb_load(float (&values)[n],
                                         const typename Float<type>::Bits *from) {
-    using Bits = typename Float<type>::Bits;
-    if constexpr (n == 1) {
-        values[0] = Float<type>::load(*from);
-    } else {
-        static_assert(n * sizeof(Bits) == 16, "16 bytes or one element");
-        union {
-            uint4 vector;
-            Bits bits[n];
-        } v;
-        v.vector = ptx::ldg_nc_v4(from);
-        for (int i = 0; i < n; i++)
-            values[i] = Float<type>::load(v.bits[i]);
-    }
+    const auto pack = lb_read<typename Float<type>::Bits, n>(from);
+    for (int i = 0; i < n; i++)
+        values[i] = Float<type>::load(pack.get(i));
 }
 template <lowbit_float type, int n>
 __device__ __forceinline__ void lb_store(typename Float<type>::Bits *to, const float (&values)[n]) {
-    using Bits = typename Float<type>::Bits;
-    if constexpr (n == 1) {
-        *to = Float<type>::store(values[0]);
-    } else {
-        static_assert(n * sizeof(Bits) == 16, "16 bytes or one element");
-        union {
-            uint4 vector;
-            Bits bits[n];
-        } v;
-        for (int i = 0; i < n; i++)
-            v.bits[i] = Float<type>::store(values[i]);
-        *reinterpret_cast<uint4 *>(to) = v.vector;
-    }
+    lb_pack<typename Float<type>::Bits, n> pack;
+    for (int i = 0; i < n; i++)
+        pack.set(i, Float<type>::store(values[i]));
+    lb_write(to, pack);
 }
-
-// n bytes together, 8, 4 or 1.
-template <int n> struct Bytes {
-    union {
-        typename std::conditional<
-            n == 8, uint2, typename std::conditional<n == 4, uint32_t, uint8_t>::type>::type word;
-        uint8_t byte[n];
-    };
-    static_assert(sizeof(word) == n, "8, 4 or 1");
-};
 
 #endif

@@ -137,14 +137,8 @@ LB_ATOMIC(atomicExch, value)
 
 // ---- Loads with a hint, bits, arithmetic --------------------------------------------------------
 
-template <typename T> LB_EMULATED T __ldg(const T *p) {
+template <typename T> LB_EMULATED T __ldcs(const T *p) {
     return *p;
-}
-template <typename T> LB_EMULATED T __ldcg(const T *p) {
-    return *p;
-}
-template <typename T> LB_EMULATED void __stcs(T *p, T value) {
-    *p = value;
 }
 
 LB_EMULATED unsigned __float_as_uint(float x) {
