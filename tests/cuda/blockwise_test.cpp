@@ -36,25 +36,6 @@ struct Case {
     }
 };
 
-// A tensor's elements on the device, and what stands there later.
-class DeviceTensor {
-  public:
-    DeviceTensor(const Tensor &tensor, size_t shift, bool copied = true)
-        : bytes_(tensor.buffer().size(), shift) {
-        const auto *data = tensor.buffer().as<uint8_t>();
-        if (copied)
-            bytes_.set(std::vector<uint8_t>(data, data + bytes_.size()));
-    }
-    template <typename T> T *data() const { return reinterpret_cast<T *>(bytes_.data()); }
-    void get(Tensor &tensor) const {
-        const std::vector<uint8_t> bytes = bytes_.get();
-        std::copy(bytes.begin(), bytes.end(), tensor.buffer().as<uint8_t>());
-    }
-
-  private:
-    Device<uint8_t> bytes_;
-};
-
 TEST(CudaBlockwiseQuantize, Samples) {
     Random random(300);
     for (int i = 0; i < samples(60) && !HasFailure(); i++) {

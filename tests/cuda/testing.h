@@ -6,10 +6,12 @@
 
 #include "emulation/emulator.h"
 
+#include "../c/testing.h"
+
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
-#include <cstring>
+#include <algorithm>
 #include <vector>
 
 #define ASSERT_CUDA(call) ASSERT_EQ(call, cudaSuccess)
@@ -44,6 +46,25 @@ template <typename T> class Device {
   private:
     char *memory_ = nullptr;
     size_t size_, shift_;
+};
+
+// A tensor's elements on the device, and what stands there later.
+class DeviceTensor {
+  public:
+    DeviceTensor(const Tensor &tensor, size_t shift, bool copied = true)
+        : bytes_(tensor.buffer().size(), shift) {
+        const auto *data = tensor.buffer().as<uint8_t>();
+        if (copied)
+            bytes_.set(std::vector<uint8_t>(data, data + bytes_.size()));
+    }
+    template <typename T> T *data() const { return reinterpret_cast<T *>(bytes_.data()); }
+    void get(Tensor &tensor) const {
+        const std::vector<uint8_t> bytes = bytes_.get();
+        std::copy(bytes.begin(), bytes.end(), tensor.buffer().as<uint8_t>());
+    }
+
+  private:
+    Device<uint8_t> bytes_;
 };
 
 inline std::string all_reports() {

@@ -11,8 +11,7 @@
 
 namespace {
 
-constexpr unsigned BLOCKS_PER_MULTIPROCESSOR =
-    5; // as many encoders fit in the shared memory of sm_80
+constexpr unsigned BLOCKS_PER_MULTIPROCESSOR = 3;
 
 // What 16 bytes hold.
 template <lowbit_float type> constexpr int VECTOR = 16 / sizeof(typename Float<type>::Bits);
@@ -35,6 +34,8 @@ __device__ __forceinline__ void quantize_tile(unsigned n, unsigned log2_blocksiz
     }
 #pragma unroll
     for (unsigned step = 0; step < PER_THREAD / V; step++) {
+        if (warp_is_behind<V>(step, n))
+            break;
         for (int k = 0; k < V; k++)
             value[step][k] = finite(value[step][k]);
         note_largest(value[step], step, log2_blocksize, largest);
@@ -106,7 +107,8 @@ __global__ void __launch_bounds__(THREADS)
     dequantize_kernel(size_t n, unsigned log2_blocksize, bool vectors, const uint8_t *q,
                       const float *absmax, const float *codebook, typename Float<type>::Bits *y) {
     LB_SHARED(values, float[256]);
-    values[threadIdx.x] = codebook[threadIdx.x];
+    if (threadIdx.x < 256)
+        values[threadIdx.x] = codebook[threadIdx.x];
     __syncthreads();
     for (size_t i = (size_t)blockIdx.x * TILE; i < n; i += (size_t)gridDim.x * TILE) {
         const unsigned size = (unsigned)min(n - i, (size_t)TILE);

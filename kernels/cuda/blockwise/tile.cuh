@@ -2,7 +2,7 @@
 // How a block of threads goes through elements in quantization blocks: it takes a tile of 4,096,
 // which holds whole blocks of every blocksize, then another. In a tile
 //
-//   warp w has elements 512 * w to 512 * w + 511, in 16 / V steps of 32 * V
+//   warp w has elements 256 * w to 256 * w + 255, in 8 / V steps of 32 * V
 //   lane l has V neighbours of a step, from V * l on
 //
 // V is a vector's length, or 1 where the tile is the last and not full, or a pointer is not aligned
@@ -16,8 +16,8 @@
 
 namespace {
 
-constexpr unsigned THREADS = 256;
-constexpr unsigned PER_THREAD = 16;
+constexpr unsigned THREADS = 512;
+constexpr unsigned PER_THREAD = 8;
 constexpr unsigned TILE = THREADS * PER_THREAD;
 constexpr unsigned TILE_BLOCKS = TILE / 32; // at most
 
@@ -25,6 +25,11 @@ constexpr unsigned TILE_BLOCKS = TILE / 32; // at most
 template <int V> __device__ __forceinline__ unsigned first_of_step(unsigned step) {
     const unsigned lane = threadIdx.x % LB_WARP, warp = threadIdx.x / LB_WARP;
     return warp * LB_WARP * PER_THREAD + step * LB_WARP * V + lane * V;
+}
+
+// Whether a warp has none of the first n elements of a tile in this step.
+template <int V> __device__ __forceinline__ bool warp_is_behind(unsigned step, unsigned n) {
+    return first_of_step<V>(step) - threadIdx.x % LB_WARP * V >= n;
 }
 
 __device__ __forceinline__ float finite(float v) {

@@ -69,7 +69,7 @@ struct Thread {
     void *stack_pointer;
     char *stack;
 };
-constexpr size_t stack_size = 64 << 10;
+constexpr size_t stack_size = 128 << 10; // arguments of a kernel may take a quarter
 
 struct Block {
     uint32_t number;       // counted over all launches
