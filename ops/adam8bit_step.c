@@ -63,10 +63,10 @@ static void prepare(void *arg, size_t task) {
     rule->keep = a->decoupled ? (float)(1.0 - a->lr * a->weight_decay) : 1.0f;
     rule->floor = (float)floor;
     rule->scale = a->maximize ? -scale : scale;
-    rule->codebook1 = a->codebook1->data;
-    rule->codebook2 = a->codebook2->data;
-    lowbit_blockwise_encoder_init(rule->codebook1, &rule->encoder1);
-    lowbit_blockwise_encoder_init(rule->codebook2, &rule->encoder2);
+    lowbit_blockwise_decoder_init(a->codebook1->data, &rule->decoder1);
+    lowbit_blockwise_decoder_init(a->codebook2->data, &rule->decoder2);
+    lowbit_blockwise_encoder_init(a->codebook1->data, &rule->encoder1);
+    lowbit_blockwise_encoder_init(a->codebook2->data, &rule->encoder2);
 }
 
 // blocks of a parameter from number block on.

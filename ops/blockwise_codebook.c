@@ -68,13 +68,13 @@ static int decade_of(float y) {
         fmaf(bits, LOWBIT_BLOCKWISE_DECADES_PER_BIT, LOWBIT_BLOCKWISE_DECADES_AT_ZERO), 0.0f);
 }
 
-// A line through the values of each decade, as far as they lie on it: 0, then seven decades whose
-// values number 1, 2, 4 ... 64 of each sign, or 2, 4, 8 ... 128, and halve [0.1, 1] times a power of
-// ten into so many parts; then 1. Whether the values really are so does not matter: false unless the
-// lines give the right code, or say that they cannot, at each threshold, and so, as they ascend,
-// everywhere.
+// A line through the values of each decade, as far as they lie on one: 0, then seven decades whose
+// values number 1, 2, 4 ... 64 of each sign, or 2, 4, 8 ... 128, and halve as many parts of
+// [0.1, 1] times a power of ten; then 1. It does not matter whether the values really are so: false
+// unless the lines give the right code, or say that they cannot, at each threshold; since all of it
+// ascends with y, they do so everywhere then.
 static bool fit_decades(const float *codebook, struct lowbit_blockwise_encoder *e) {
-    const int zero = codebook[0] < 0.0f ? 127 : 0, most = VALUES - 1 - zero;
+    const int zero = codebook[0] < 0.0f ? 127 : 0;
     if (codebook[zero] != 0.0f)
         return false;
     for (int i = 1; i <= zero; i++)
@@ -82,32 +82,43 @@ static bool fit_decades(const float *codebook, struct lowbit_blockwise_encoder *
             return false;
     const float *threshold = e->threshold + zero; // of magnitudes
     double scale = 1e-7;
-    int first = 0, count = 1; // place of the decade's first value, and how many it has
+    int first = 0, count = 1; // the code of the decade's least value less zero, and its values
     for (int d = 0; d <= 8; d++) {
-        const double slope = d >= 1 && d <= 7 ? count / (0.9 * scale) : 0.0;
+        const double slope = d >= 1 && d <= 7 ? 0x1p16 * count / (0.9 * scale) : 0.0;
+        const double offset = d >= 1 && d <= 7 ? first - count / 9.0 : first + 0.5;
         e->slope[d] = (float)slope;
-        e->offset[d] = (float)(slope > 0.0 ? first - slope * 0.1 * scale + 0.5 * LOWBIT_BLOCKWISE_NEAR
-                                           : first + 0.5);
-        e->most[d] = (float)first + (float)count - 0.5f;
-        e->edge[d] = d < 8 ? threshold[first + count - 1] : INFINITY;
+        e->offset[d] = (float)(0x1p16 * offset + LOWBIT_BLOCKWISE_NEAR / 2);
+        e->most[d] = 0x1p16f * ((float)(first + count) - 0.5f);
         for (int i = first; i < first + count - 1; i++) {
             const float place = fmaf(threshold[i], e->slope[d], e->offset[d]);
-            const float above = place - (float)(i + 1);
-            if (!(above >= 0.0f && above < LOWBIT_BLOCKWISE_NEAR))
+            const float near = place - 0x1p16f * (float)(i + 1);
+            if (!(near >= 0.0f && near < LOWBIT_BLOCKWISE_NEAR))
                 return false;
         }
         if (d > 0) {
-            const float edge = e->edge[d - 1], place = fmaf(edge, e->slope[d], e->offset[d]);
+            const float edge = threshold[first - 1];
             const int below = decade_of(edge), above = decade_of(nextafterf(edge, INFINITY));
-            if (!(place >= (float)first) || below > d - 1 || above < d - 1)
+            if (!(fmaf(edge, e->slope[d], e->offset[d]) >= 0x1p16f * (float)first) ||
+                below > d - 1 || above < d - 1)
                 return false;
+        }
+        e->edge[d] = INT32_MAX;
+        if (d < 8) {
+            const float edge = threshold[first + count - 1];
+            // A magnitude at the exact midpoint belongs to this decade if its number is positive.
+            const bool exact = zero && e->threshold[zero - first - count] == -edge;
+            e->edge[d] = (int32_t)(2 * lowbit_float_bits(edge) + (exact ? 0 : 1));
         }
         scale *= 10.0;
         first += count;
         count = d == 0 ? (zero ? 1 : 2) : d < 7 ? 2 * count : 1;
     }
-    e->zero = zero;
-    return first == most + 1 && decade_of(1 + 0x1p-7f) <= 8;
+    e->edge[15] = e->edge[8];
+    e->slope[15] = e->slope[0];
+    e->offset[15] = e->offset[0];
+    e->most[15] = e->most[0];
+    e->zero = (uint8_t)zero;
+    return first == VALUES - zero && decade_of(1 + 0x1p-7f) <= 7;
 }
 
 void lowbit_blockwise_encoder_init(const float *codebook,
@@ -142,4 +153,16 @@ void lowbit_blockwise_encoder_init(const float *codebook,
     while (2 * encoder->span <= most)
         encoder->span *= 2;
     encoder->has_decades = fit_decades(codebook, encoder);
+}
+
+void lowbit_blockwise_decoder_init(const float *codebook,
+                                   struct lowbit_blockwise_decoder *decoder) {
+    for (size_t i = 0; i < VALUES; i++) {
+        const uint32_t bits = lowbit_float_bits(codebook[i]);
+        decoder->value[i] = codebook[i];
+        for (int j = 0; j < 2; j++)
+            decoder->half[j][i] = (uint16_t)(bits >> 16 * j);
+        for (int j = 0; j < 4; j++)
+            decoder->byte[j][i] = (uint8_t)(bits >> 8 * j);
+    }
 }

@@ -19,6 +19,9 @@ lowbit_status lowbit_check_codebook256(const char *op, const char *name,
 // Fills encoder for such values. In the default floating-point environment: call it in a task.
 void lowbit_blockwise_encoder_init(const float *codebook, struct lowbit_blockwise_encoder *encoder);
 
+// Fills decoder for any 256 values.
+void lowbit_blockwise_decoder_init(const float *codebook, struct lowbit_blockwise_decoder *decoder);
+
 #ifdef __cplusplus
 }
 #endif

@@ -15,9 +15,10 @@
 static const char op[] = "blockwise_dequantize";
 
 struct dequantize {
-    const lowbit_tensor *q, *absmax, *codebook, *out;
+    const lowbit_tensor *q, *absmax, *out;
     size_t blocksize;
     lowbit_blockwise_dequantize_ukernel *blocks;
+    struct lowbit_blockwise_decoder decoder;
     atomic_size_t next;
 };
 
@@ -29,7 +30,7 @@ static void dequantize_blocks(void *arg, size_t task) {
     (void)task;
     for (size_t i; (i = ELEMENTS * atomic_fetch_add(&c->next, 1)) < n;)
         c->blocks(n - i < ELEMENTS ? n - i : ELEMENTS, c->blocksize, (uint8_t *)c->q->data + i,
-                  (float *)c->absmax->data + i / c->blocksize, c->codebook->data,
+                  (float *)c->absmax->data + i / c->blocksize, &c->decoder,
                   lowbit_float_row(c->out, i));
 }
 
@@ -44,8 +45,13 @@ lowbit_status lowbit_blockwise_dequantize(const lowbit_tensor *q, const lowbit_t
                                    (q->rows + blocksize - 1) / blocksize));
     LOWBIT_TRY(lowbit_check_codebook256(op, "codebook", codebook));
     LOWBIT_TRY(lowbit_check_vector(op, "out", out, LOWBIT_FLOAT_DTYPES, q->rows));
-    struct dequantize c = {
-        .q = q, .absmax = absmax, .codebook = codebook, .out = out, .blocksize = blocksize};
+    struct dequantize c;
+    c.q = q;
+    c.absmax = absmax;
+    c.out = out;
+    c.blocksize = blocksize;
+    lowbit_blockwise_decoder_init(codebook->data, &c.decoder);
+    atomic_init(&c.next, 0);
     c.blocks = lowbit_blockwise_select_ukernels(lowbit_cpu_isa()).dequantize[out->dtype];
     const size_t pieces = (q->rows + ELEMENTS - 1) / ELEMENTS;
     lowbit_parallel(executor, lowbit_task_count(executor, pieces, (double)q->rows * 0.25),

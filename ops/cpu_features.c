@@ -45,7 +45,8 @@ static uint32_t detect(void) {
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
         isa |= LOWBIT_ISA_AVX512VNNI;
-    if (isa & LOWBIT_ISA_AVX512VNNI && __builtin_cpu_supports("avx512bf16"))
+    if (isa & LOWBIT_ISA_AVX512VNNI && __builtin_cpu_supports("avx512bf16") &&
+        __builtin_cpu_supports("avx512vbmi"))
         isa |= LOWBIT_ISA_AVX512BF16;
     if (isa & LOWBIT_ISA_AVX512BF16 && amx_usable())
         isa |= LOWBIT_ISA_AMX;

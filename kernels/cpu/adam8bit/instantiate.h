@@ -7,6 +7,12 @@
 #include "ukernels.h"
 #include "../common/floats.h"
 
+// A block's new moments, and the largest magnitudes among them.
+struct moments {
+    _Alignas(64) float m[LOWBIT_BLOCKWISE_LARGEST], v[LOWBIT_BLOCKWISE_LARGEST];
+    float absmax_m, absmax_v;
+};
+
 // The part without its first n elements, a whole block.
 LOWBIT_INLINE struct lowbit_adam8bit_part next_block(enum lowbit_float param,
                                                      enum lowbit_float grad, size_t n,
@@ -21,13 +27,13 @@ LOWBIT_INLINE struct lowbit_adam8bit_part next_block(enum lowbit_float param,
     return part;
 }
 
-// Included at the end of a file that defines, inline, what it makes of a rule and the step of one
-// block,
+// Included at the end of a file that defines, for one block,
 //
-//   struct context begin(rule)
-//   void step(param_type, grad_type, n, part, context)
+//   void update(param_type, grad_type, n, part, rule, moments)   inline: param, master, moments
+//   void encode(n, part, rule, moments)                          the state
 //
-// LOWBIT_INSTANTIATE(avx2) makes the functions that the table names.
+// LOWBIT_INSTANTIATE(avx2) makes the functions that the table names. A block is encoded behind the
+// update of the next one, so that nothing waits for the largest of its moments.
 #define LOWBIT_INSTANTIATE(isa)                                                                    \
     LOWBIT_INSTANTIATE_GRADS(f32, isa)                                                             \
     LOWBIT_INSTANTIATE_GRADS(f16, isa)                                                             \
@@ -42,14 +48,19 @@ LOWBIT_INLINE struct lowbit_adam8bit_part next_block(enum lowbit_float param,
     void lowbit_adam8bit_ukernel_##param##_##grad##__##isa(                                        \
         size_t n, size_t blocksize, const struct lowbit_adam8bit_part *part,                       \
         const struct lowbit_adam8bit_rule *rule) {                                                 \
-        const struct context context = begin(rule);                                                \
-        struct lowbit_adam8bit_part block = *part;                                                 \
-        for (; n > blocksize; n -= blocksize) {                                                    \
-            step(param, grad, blocksize, &block, &context);                                            \
+        struct moments moments[2];                                                                 \
+        struct lowbit_adam8bit_part before, block = *part;                                         \
+        size_t i = 0;                                                                              \
+        for (size_t begin = 0; begin < n; begin += blocksize, i = !i) {                            \
+            const size_t size = n - begin < blocksize ? n - begin : blocksize;                     \
+            update(param, grad, size, &block, rule, &moments[i]);                                  \
+            if (begin)                                                                             \
+                encode(blocksize, &before, rule, &moments[!i]);                                    \
+            before = block;                                                                        \
             block = next_block(param, grad, blocksize, block);                                     \
         }                                                                                          \
         if (n)                                                                                     \
-            step(param, grad, n, &block, &context);                                                    \
+            encode((n - 1) % blocksize + 1, &before, rule, &moments[!i]);                          \
     }
 
 #endif

@@ -19,8 +19,8 @@ LOWBIT_INLINE void lowbit_adam8bit_element(enum lowbit_float param, enum lowbit_
                                            const struct lowbit_adam8bit_rule *rule, size_t i,
                                            float *m, float *v) {
     const float p = part->master ? part->master[i] : lowbit_float_load(param, part->param, i);
-    const float m_old = rule->codebook1[part->exp_avg[i]] * *part->exp_avg_absmax;
-    const float v_old = rule->codebook2[part->exp_avg_sq[i]] * *part->exp_avg_sq_absmax;
+    const float m_old = rule->decoder1.value[part->exp_avg[i]] * *part->exp_avg_absmax;
+    const float v_old = rule->decoder2.value[part->exp_avg_sq[i]] * *part->exp_avg_sq_absmax;
     const float g = fmaf(rule->l2, p, lowbit_float_load(grad, part->grad, i) * rule->scale);
     m[i] = fmaf(rule->b1, m_old, rule->r1 * g);
     v[i] = fmaf(rule->b2, v_old, rule->r2 * (g * g));

@@ -14,8 +14,8 @@ extern "C" {
 // What does not depend on the element, with the names of ops/include/lowbit/adam8bit_step.h.
 struct lowbit_adam8bit_rule {
     float b1, r1, b2, r2, size, e, l2, keep, floor, scale;
-    const float *codebook1, *codebook2;
-    struct lowbit_blockwise_encoder encoder1, encoder2; // of their values
+    struct lowbit_blockwise_decoder decoder1, decoder2;
+    struct lowbit_blockwise_encoder encoder1, encoder2;
 };
 
 // Elements of a parameter that begin at a block.

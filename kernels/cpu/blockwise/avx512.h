@@ -7,69 +7,96 @@
 #include "ukernels.h"
 #include "../common/avx512.h"
 
-// The lower and the upper halves of the values.
-struct lowbit_decoder {
-    __m512i halves[2][8];
-};
-
-LOWBIT_INLINE struct lowbit_decoder lowbit_decoder(const float *codebook) {
-    struct lowbit_decoder decoder;
-    for (size_t j = 0; j < 8; j++) {
-        __m512i a = _mm512_loadu_si512(codebook + 32 * j),
-                b = _mm512_loadu_si512(codebook + 32 * j + 16);
-        for (size_t half = 0; half < 2; half++) {
-            decoder.halves[half][j] = _mm512_inserti64x4(
-                _mm512_castsi256_si512(_mm512_cvtepi32_epi16(a)), _mm512_cvtepi32_epi16(b), 1);
-            a = _mm512_srli_epi32(a, 16);
-            b = _mm512_srli_epi32(b, 16);
+// The values of 64 codes. The pieces of values are looked up separately and interleaved, which works
+// within 128 bits: so four codes of each vector to be come beside each other first.
+//
+// A file for processors with VBMI defines LOWBIT_VBMI before it includes this one.
+#if defined(LOWBIT_VBMI)
+LOWBIT_INLINE void lowbit_decode64(const struct lowbit_blockwise_decoder *d, __m512i codes,
+                                   __m512 values[4]) {
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    codes = _mm512_permutexvar_epi32(order, codes);
+    const __mmask64 upper = _mm512_movepi8_mask(codes); // the other seven bits count below
+    __m512i byte[4], half[4];
+    for (int i = 0; i < 4; i++) {
+        const uint8_t *t = d->byte[i];
+        const __m512i low =
+            _mm512_permutex2var_epi8(_mm512_load_si512(t), codes, _mm512_load_si512(t + 64));
+        const __m512i high =
+            _mm512_permutex2var_epi8(_mm512_load_si512(t + 128), codes, _mm512_load_si512(t + 192));
+        byte[i] = _mm512_mask_mov_epi8(low, upper, high);
+    }
+    for (int i = 0; i < 2; i++) {
+        half[i] = _mm512_unpacklo_epi8(byte[2 * i], byte[2 * i + 1]);
+        half[2 + i] = _mm512_unpackhi_epi8(byte[2 * i], byte[2 * i + 1]);
+    }
+    for (int i = 0; i < 2; i++) {
+        values[2 * i] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(half[2 * i], half[2 * i + 1]));
+        values[2 * i + 1] =
+            _mm512_castsi512_ps(_mm512_unpackhi_epi16(half[2 * i], half[2 * i + 1]));
+    }
+}
+#else
+LOWBIT_INLINE void lowbit_decode64(const struct lowbit_blockwise_decoder *d, __m512i codes,
+                                   __m512 values[4]) {
+    const __m512i order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+    codes = _mm512_permutexvar_epi32(order, codes);
+    for (int k = 0; k < 2; k++) {
+        const __m512i index = _mm512_cvtepu8_epi16(k ? _mm512_extracti64x4_epi64(codes, 1)
+                                                     : _mm512_castsi512_si256(codes));
+        const __mmask32 bit6 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(64)),
+                        bit7 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(128));
+        __m512i half[2];
+        for (int i = 0; i < 2; i++) {
+            __m512i v[4]; // by the lower six bits
+            for (int j = 0; j < 4; j++)
+                v[j] = _mm512_permutex2var_epi16(_mm512_load_si512(d->half[i] + 64 * j), index,
+                                                 _mm512_load_si512(d->half[i] + 64 * j + 32));
+            half[i] = _mm512_mask_mov_epi16(_mm512_mask_mov_epi16(v[0], bit6, v[1]), bit7,
+                                            _mm512_mask_mov_epi16(v[2], bit6, v[3]));
         }
+        values[2 * k] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(half[0], half[1]));
+        values[2 * k + 1] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(half[0], half[1]));
     }
-    return decoder;
+}
+#endif
+
+// The places of 64 numbers on the lines through the decades. Four vectors at a time, step by step: the
+// steps wait for each other.
+LOWBIT_INLINE void lowbit_place64(const struct lowbit_blockwise_encoder *e, const __m512 v[4],
+                                  __m512i place[4]) {
+    __m512 y[4], slope[4], offset[4], most[4];
+    __m512i d[4];
+    __mmask16 above[4];
+    for (int j = 0; j < 4; j++) {
+        y[j] = _mm512_abs_ps(v[j]);
+        const __m512 log = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_castps_si512(y[j])),
+                                           _mm512_set1_ps(LOWBIT_BLOCKWISE_DECADES_PER_BIT),
+                                           _mm512_set1_ps(LOWBIT_BLOCKWISE_DECADES_AT_ZERO));
+        d[j] = _mm512_cvttps_epu32(log); // all ones, whose low four bits count, where negative
+    }
+    for (int j = 0; j < 4; j++)
+        above[j] =
+            _mm512_cmpgt_epi32_mask(_mm512_rol_epi32(_mm512_castps_si512(v[j]), 1),
+                                    _mm512_permutexvar_epi32(d[j], _mm512_loadu_si512(e->edge)));
+    for (int j = 0; j < 4; j++)
+        d[j] = _mm512_mask_add_epi32(d[j], above[j], d[j], _mm512_set1_epi32(1));
+    for (int j = 0; j < 4; j++) {
+        slope[j] = _mm512_permutexvar_ps(d[j], _mm512_loadu_ps(e->slope));
+        offset[j] = _mm512_permutexvar_ps(d[j], _mm512_loadu_ps(e->offset));
+        most[j] = _mm512_permutexvar_ps(d[j], _mm512_loadu_ps(e->most));
+    }
+    for (int j = 0; j < 4; j++)
+        place[j] =
+            _mm512_cvttps_epi32(_mm512_min_ps(_mm512_fmadd_ps(y[j], slope[j], offset[j]), most[j]));
 }
 
-// The values of 32 codes.
-LOWBIT_INLINE void lowbit_decode32(const struct lowbit_decoder *decoder, __m256i codes,
-                                   __m512 values[2]) {
-    // Interleaving works within 128 bits: four codes of the first half beside four of the second.
-    codes = _mm256_permutevar8x32_epi32(codes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    const __m512i index = _mm512_cvtepu8_epi16(codes); // its low six bits count below
-    const __mmask32 bit6 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(64)),
-                    bit7 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(128));
-    __m512i half[2];
-    for (size_t i = 0; i < 2; i++) {
-        const __m512i *t = decoder->halves[i];
-        __m512i v[4];
-        for (size_t j = 0; j < 4; j++)
-            v[j] = _mm512_permutex2var_epi16(t[2 * j], index, t[2 * j + 1]);
-        half[i] = _mm512_mask_mov_epi16(_mm512_mask_mov_epi16(v[0], bit6, v[1]), bit7,
-                                        _mm512_mask_mov_epi16(v[2], bit6, v[3]));
-    }
-    values[0] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(half[0], half[1]));
-    values[1] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(half[0], half[1]));
-}
-
-// The codes of sixteen numbers by the lines through the decades, perhaps below 0, and where they are
-// left to the thresholds. Unless with_sign, none is negative.
-LOWBIT_INLINE __m512i lowbit_decades16(const struct lowbit_blockwise_encoder *e, bool with_sign,
-                                       __m512 v, __mmask16 *open) {
-    const __m512 y = with_sign ? _mm512_abs_ps(v) : v;
-    __m512 log = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_castps_si512(y)),
-                                 _mm512_set1_ps(LOWBIT_BLOCKWISE_DECADES_PER_BIT),
-                                 _mm512_set1_ps(LOWBIT_BLOCKWISE_DECADES_AT_ZERO));
-    __m512i d = _mm512_cvttps_epi32(_mm512_max_ps(log, _mm512_setzero_ps()));
-    const __m512 edge = _mm512_permutexvar_ps(d, _mm512_loadu_ps(e->edge));
-    d = _mm512_mask_add_epi32(d, _mm512_cmp_ps_mask(y, edge, _CMP_GT_OQ), d, _mm512_set1_epi32(1));
-    __m512 place = _mm512_fmadd_ps(y, _mm512_permutexvar_ps(d, _mm512_loadu_ps(e->slope)),
-                                   _mm512_permutexvar_ps(d, _mm512_loadu_ps(e->offset)));
-    place = _mm512_min_ps(place, _mm512_permutexvar_ps(d, _mm512_loadu_ps(e->most)));
-    const __m512 above = _mm512_reduce_ps(place, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-    *open = _mm512_cmp_ps_mask(above, _mm512_set1_ps(LOWBIT_BLOCKWISE_NEAR), _CMP_LT_OQ);
-    if (!with_sign)
-        return _mm512_cvttps_epi32(place);
-    *open |= _mm512_cmp_ps_mask(y, edge, _CMP_EQ_OQ);
-    const __m512 sign = _mm512_set1_ps(-0.0f);
-    place = _mm512_or_ps(place, _mm512_and_ps(v, sign));
-    return _mm512_add_epi32(_mm512_cvttps_epi32(place), _mm512_set1_epi32(e->zero));
+// The upper halves of sixteen and sixteen dwords.
+LOWBIT_INLINE __m512i lowbit_upper_halves(__m512i a, __m512i b) {
+    const __m512i odd =
+        _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27,
+                         25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+    return _mm512_permutex2var_epi16(a, odd, b);
 }
 
 // The codes of sixteen numbers, for any codebook.
@@ -99,32 +126,50 @@ LOWBIT_INLINE __m512i lowbit_encode16(const struct lowbit_blockwise_encoder *e, 
     return code;
 }
 
-// Writes the codes of the first n of 64 numbers.
-LOWBIT_INLINE void lowbit_encode64(const struct lowbit_blockwise_encoder *e, bool has_decades,
-                                   bool with_sign, const __m512 v[4], size_t n, uint8_t *q) {
-    __m512i code[4];
-    __mmask16 open[4] = {0};
+// Writes the codes of the first n of 64 numbers, for a codebook that has decades. A bit of the result
+// tells which of them are not right because they are left to a threshold. Unless with_sign, no number
+// is negative.
+LOWBIT_INLINE __mmask64 lowbit_encode64(const struct lowbit_blockwise_encoder *e, bool with_sign,
+                                        const __m512 v[4], size_t n, uint8_t *q) {
+    const __m512i far = _mm512_set1_epi32(0xffff & -LOWBIT_BLOCKWISE_NEAR);
+    const __m512i zero = _mm512_set1_epi16(e->zero);
+    __m512i place[4], code[2];
+    lowbit_place64(e, v, place);
+    // Of both halves, but only the lower ones count.
+    const __m512i nearest = _mm512_min_epu16(_mm512_min_epu16(place[0], place[1]),
+                                             _mm512_min_epu16(place[2], place[3]));
+    for (size_t j = 0; j < 2; j++) {
+        const __m512i away = lowbit_upper_halves(place[2 * j], place[2 * j + 1]);
+        code[j] = _mm512_add_epi16(zero, away);
+        if (with_sign) {
+            const __m512i signs = lowbit_upper_halves(_mm512_castps_si512(v[2 * j]),
+                                                      _mm512_castps_si512(v[2 * j + 1]));
+            code[j] = _mm512_mask_sub_epi16(code[j], _mm512_movepi16_mask(signs), zero, away);
+        }
+    }
+    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+    _mm512_mask_storeu_epi8( // packing saturates: what is below 0 becomes 0
+        q, lowbit_first64(n),
+        _mm512_permutexvar_epi64(order, _mm512_packus_epi16(code[0], code[1])));
+    if (!_mm512_testn_epi32_mask(nearest, far))
+        return 0;
+    __mmask64 near = 0;
     for (size_t j = 0; j < 4; j++)
-        code[j] = has_decades ? lowbit_decades16(e, with_sign, v[j], &open[j])
-                              : lowbit_encode16(e, v[j]);
-    // Packing saturates: below 0 becomes 0.
-    __m512i bytes = _mm512_packus_epi16(_mm512_packs_epi32(code[0], code[1]),
-                                        _mm512_packs_epi32(code[2], code[3]));
-    bytes = _mm512_permutexvar_epi32(
-        _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), bytes);
-    if (n >= 64)
-        _mm512_storeu_si512(q, bytes);
-    else
-        _mm512_mask_storeu_epi8(q, lowbit_first64(n), bytes);
-    if (open[0] | open[1] | open[2] | open[3])
-        for (size_t j = 0; j < 4; j++)
-            for (unsigned rest = open[j]; rest; rest &= rest - 1) {
-                float value[16];
-                const size_t i = (size_t)__builtin_ctz(rest);
-                _mm512_storeu_ps(value, v[j]);
-                if (16 * j + i < n)
-                    q[16 * j + i] = lowbit_encode(e, value[i]);
-            }
+        near |= (__mmask64)_mm512_testn_epi32_mask(place[j], far) << 16 * j;
+    return near & lowbit_first64(n);
+}
+
+// The same for any codebook.
+LOWBIT_INLINE void lowbit_encode64_any(const struct lowbit_blockwise_encoder *e, const __m512 v[4],
+                                       size_t n, uint8_t *q) {
+    __m512i code[4];
+    for (size_t j = 0; j < 4; j++)
+        code[j] = lowbit_encode16(e, v[j]);
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_mask_storeu_epi8(q, lowbit_first64(n),
+                            _mm512_permutexvar_epi32(
+                                order, _mm512_packus_epi16(_mm512_packus_epi32(code[0], code[1]),
+                                                           _mm512_packus_epi32(code[2], code[3]))));
 }
 
 #endif

@@ -29,7 +29,15 @@ LOWBIT_INLINE void codes_by(bool has_decades, enum lowbit_float type, size_t n, 
             const __mmask16 in = lowbit_first16(n > k ? n - k : 0);
             v[j] = _mm512_mul_ps(finite16(lowbit_load16(type, x, k, in)), _mm512_set1_ps(inv));
         }
-        lowbit_encode64(encoder, has_decades, true, v, n - i, q + i);
+        if (!has_decades) {
+            lowbit_encode64_any(encoder, v, n - i, q + i);
+            continue;
+        }
+        __mmask64 near = lowbit_encode64(encoder, true, v, n - i, q + i);
+        for (; near; near &= near - 1) {
+            const size_t k = i + (size_t)__builtin_ctzll(near);
+            q[k] = lowbit_encode(encoder, lowbit_float_load(type, x, k) * inv);
+        }
     }
 }
 
@@ -42,13 +50,12 @@ LOWBIT_INLINE void codes(enum lowbit_float type, size_t n, const void *x, float 
 }
 
 LOWBIT_INLINE void dequantize(enum lowbit_float type, size_t n, const uint8_t *q, float absmax,
-                              const float *codebook, void *y) {
-    const struct lowbit_decoder decoder = lowbit_decoder(codebook);
-    for (size_t i = 0; i < n; i += 32) {
-        const __mmask32 in = (__mmask32)lowbit_first64(n - i);
-        __m512 values[2];
-        lowbit_decode32(&decoder, _mm256_maskz_loadu_epi8(in, q + i), values);
-        for (size_t j = 0; j < 2; j++)
+                              const struct lowbit_blockwise_decoder *decoder, void *y) {
+    for (size_t i = 0; i < n; i += 64) {
+        const __mmask64 in = lowbit_first64(n - i);
+        __m512 values[4];
+        lowbit_decode64(decoder, _mm512_maskz_loadu_epi8(in, q + i), values);
+        for (size_t j = 0; j < 4; j++)
             lowbit_store16(type, y, i + 16 * j, (__mmask16)(in >> 16 * j),
                            _mm512_mul_ps(values[j], _mm512_set1_ps(absmax)));
     }

@@ -12,7 +12,7 @@
 //
 //   float largest(type, n, x)                       absmax
 //   void codes(type, n, x, inv, encoder, q)         q
-//   void dequantize(type, n, q, absmax, codebook, y)
+//   void dequantize(type, n, q, absmax, decoder, y)
 //
 // LOWBIT_INSTANTIATE(avx2) makes the functions that the table names.
 #define LOWBIT_INSTANTIATE(isa)                                                                    \
@@ -33,10 +33,10 @@
         }                                                                                          \
     }                                                                                              \
     void lowbit_blockwise_dequantize_ukernel_##type##__##isa(                                      \
-        size_t n, size_t blocksize, const uint8_t *q, const float *absmax, const float *codebook,  \
-        void *y) {                                                                                 \
+        size_t n, size_t blocksize, const uint8_t *q, const float *absmax,                         \
+        const struct lowbit_blockwise_decoder *decoder, void *y) {                                 \
         for (size_t i = 0; i < n; i += blocksize)                                                  \
-            dequantize(type, n - i < blocksize ? n - i : blocksize, q + i, *absmax++, codebook,    \
+            dequantize(type, n - i < blocksize ? n - i : blocksize, q + i, *absmax++, decoder,     \
                        (char *)y + i * lowbit_float_size(type));                                   \
     }
 

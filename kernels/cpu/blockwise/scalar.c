@@ -25,9 +25,9 @@ LOWBIT_INLINE void codes(enum lowbit_float type, size_t n, const void *x, float 
 }
 
 LOWBIT_INLINE void dequantize(enum lowbit_float type, size_t n, const uint8_t *q, float absmax,
-                              const float *codebook, void *y) {
+                              const struct lowbit_blockwise_decoder *decoder, void *y) {
     for (size_t i = 0; i < n; i++)
-        lowbit_float_store(type, y, i, codebook[q[i]] * absmax);
+        lowbit_float_store(type, y, i, decoder->value[q[i]] * absmax);
 }
 
 LOWBIT_INSTANTIATE(scalar)

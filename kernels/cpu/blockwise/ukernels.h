@@ -40,24 +40,32 @@ enum {
 // When has_decades is true, the codebook is much like the dynamic map (ops/blockwise_codebook.c says
 // when), and a line through each decade suffices for nearly all numbers. With y = |v|, in fp32:
 //
-//   d = trunc(max(fma((float)(bits of y), DECADES_PER_BIT, DECADES_AT_ZERO), 0)),  d += y > edge[d]
-//   place = min(fma(y, slope[d], offset[d]), most[d])
-//   code(v) = max(zero + (v < 0 ? -1 : 1) * floor(place), 0)
+//   d = trunc(max(fma((float)(bits of y), DECADES_PER_BIT, DECADES_AT_ZERO), 0))
+//   d += 2 * (bits of y) + (v < 0) > edge[d]
+//   place = trunc(min(fma(y, slope[d], offset[d]), most[d]))
+//   code(v) = clamp(zero + (v < 0 ? -1 : 1) * (place >> 16), 0, 255)
 //
-// unless place is less than LOWBIT_BLOCKWISE_NEAR above floor(place), or y = edge[d] before d is
-// increased: then y lies too near to a threshold, and only the thresholds can tell.
+// unless place % 2^16 < NEAR: then y lies too near to a threshold, and the threshold has to tell.
 struct lowbit_blockwise_encoder {
     uint32_t bucket[2 * LOWBIT_BLOCKWISE_BUCKETS];
     float threshold[LOWBIT_BLOCKWISE_THRESHOLDS + 128];
     uint32_t span; // a power of two, at most 128
     bool direct, has_decades;
-    int32_t zero; // the code of 0
-    // Below the decades, seven decades, and 1; the rest is not used.
-    float edge[16], slope[16], offset[16], most[16];
+    uint8_t zero; // the code of 0
+    // What lies below the decades, seven decades, and 1. The last one stands for negative d.
+    __attribute__((aligned(64))) int32_t edge[16];
+    float slope[16], offset[16], most[16];
 };
-#define LOWBIT_BLOCKWISE_DECADES_PER_BIT (0.30103f * 0x1p-23f)       // log10 of 2
+#define LOWBIT_BLOCKWISE_DECADES_PER_BIT (0.30103f * 0x1p-23f)      // log10 of 2
 #define LOWBIT_BLOCKWISE_DECADES_AT_ZERO (7.3f - 127.0f * 0.30103f) // so that 1 is at 7.3
-#define LOWBIT_BLOCKWISE_NEAR 0x1p-13f
+enum { LOWBIT_BLOCKWISE_NEAR = 8 };
+
+// The 256 values of a codebook, whole and in pieces of 16 and of 8 bits, the lowest first.
+struct lowbit_blockwise_decoder {
+    __attribute__((aligned(64))) float value[256];
+    uint16_t half[2][256];
+    uint8_t byte[4][256];
+};
 
 // quantize: n elements in blocks of blocksize, a multiple of 32; the last block may be shorter. For
 // each block, with v_i = 0 where x_i is not finite:
@@ -68,10 +76,11 @@ typedef void lowbit_blockwise_quantize_ukernel(size_t n, size_t blocksize, const
                                                const struct lowbit_blockwise_encoder *encoder,
                                                uint8_t *q, float *absmax);
 
-// dequantize: y_i = codebook[q_i] * absmax of its block, rounded half to even; NaN becomes the
-// positive quiet NaN. codebook has 256 values.
+// dequantize: y_i = value[q_i] * absmax of its block, rounded half to even; NaN becomes the positive
+// quiet NaN.
 typedef void lowbit_blockwise_dequantize_ukernel(size_t n, size_t blocksize, const uint8_t *q,
-                                                 const float *absmax, const float *codebook,
+                                                 const float *absmax,
+                                                 const struct lowbit_blockwise_decoder *decoder,
                                                  void *y);
 
 #define LOWBIT_BLOCKWISE_QUANTIZE(type, isa, ISA)                                                  \

@@ -12,8 +12,8 @@ extern "C" {
 #endif
 
 // Levels, each including those below it. avx2: AVX2, FMA, F16C. avx512vnni: AVX-512 F, BW, DQ, VL
-// and VNNI. avx512bf16: AVX-512 BF16. amx: the tile instructions for int8 and bf16, enabled for
-// this process.
+// and VNNI. avx512bf16: AVX-512 BF16 and VBMI. amx: the tile instructions for int8 and bf16, enabled
+// for this process.
 enum {
     LOWBIT_ISA_SCALAR = 1 << 0,
     LOWBIT_ISA_AVX2 = 1 << 1,
