@@ -83,6 +83,7 @@ template <typename Run> void in_every_order(Run run) {
         emu::reset();
         emu::settings.order = order;
         run();
+        EXPECT_CUDA(cudaDeviceSynchronize());
         EXPECT_TRUE(emu::reports().empty()) << all_reports();
         if (testing::Test::HasFailure())
             return;
