@@ -48,6 +48,8 @@ __global__ void __launch_bounds__(THREADS)
         __syncwarp();
     if (plant == Plant::two_barriers && warp == 0)
         __syncthreads();
+    else if (plant == Plant::syncwarp_after_copy)
+        __syncwarp();
     else if (plant != Plant::no_barrier_after_copy)
         __syncthreads();
 

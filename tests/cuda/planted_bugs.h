@@ -13,6 +13,7 @@
 #define PLANTED_BUGS(PLANT)                                                                        \
     PLANT(no_wait_for_copy, copy_in_flight)                                                        \
     PLANT(no_barrier_after_copy, shared_race)                                                      \
+    PLANT(syncwarp_after_copy, shared_race)                                                        \
     PLANT(no_barrier_after_sums, shared_race)                                                      \
     PLANT(writes_what_others_read, shared_race)                                                    \
     PLANT(no_zero_fill, uninitialized_shared)                                                      \

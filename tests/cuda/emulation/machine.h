@@ -28,6 +28,7 @@ namespace emu {
 // block, counted from 1 over all launches, the epoch, and the thread.
 struct Stamp {
     uint64_t block : 32, epoch : 22, thread : 10;
+    bool operator==(const Stamp &) const = default;
 };
 
 // A vector clock: of each thread of a block, the last epoch that is known to be over; and the

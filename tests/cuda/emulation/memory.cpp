@@ -135,28 +135,30 @@ void Watched::race(const char *does, size_t offset, Stamp other, const char *did
            did);
 }
 
-void Watched::read(Cell &cell, size_t offset, bool atomic_writer, Site site) {
-    if (!happened_before(cell.writer))
+void Watched::read(Cell &cell, size_t offset, bool atomic_writer, Before *before, Site site) {
+    if (!before[0](cell.writer))
         race("reads", offset, cell.writer, atomic_writer ? "changes by an atomic" : "writes", site);
-    for (Stamp &reader : cell.readers)
-        if (happened_before(reader)) {
-            reader = now();
+    for (int i = 0; i < 2; i++)
+        if (before[1 + i](cell.readers[i])) {
+            cell.readers[i] = now();
             break;
         }
 }
 
-void Watched::write(Cell &cell, size_t offset, bool atomic_writer, Kind kind, Site site) {
+void Watched::write(Cell &cell, size_t offset, bool atomic_writer, Kind kind, Before *before,
+                    Site site) {
     const char *does = kind == Kind::atomic ? "changes by an atomic" : "writes";
-    if (!happened_before(cell.writer) && !(kind == Kind::atomic && atomic_writer))
+    if (!before[0](cell.writer) && !(kind == Kind::atomic && atomic_writer))
         race(does, offset, cell.writer, atomic_writer ? "changes by an atomic" : "writes", site);
-    for (Stamp &reader : cell.readers)
-        if (!happened_before(reader))
-            race(does, offset, reader, "reads", site);
+    for (int i = 0; i < 2; i++)
+        if (!before[1 + i](cell.readers[i]))
+            race(does, offset, cell.readers[i], "reads", site);
     cell = Cell{now(), {}};
 }
 
 void Watched::access(size_t offset, size_t size, Kind kind, Site site) {
     const bool shared = space_ == Space::shared;
+    Before before[3]; // of the writer and of both readers
     for (size_t i = offset; i < offset + size; i++) {
         const uint8_t state = flags_[i] & state_bits;
         if (state == outside) {
@@ -170,9 +172,9 @@ void Watched::access(size_t offset, size_t size, Kind kind, Site site) {
                    "reads byte %zu of %zu, which nobody has written", i, size_);
         const bool atomic_writer = flags_[i] & atomic_bit;
         if (kind == Kind::read) {
-            read(cells_[i], i, atomic_writer, site);
+            read(cells_[i], i, atomic_writer, before, site);
         } else {
-            write(cells_[i], i, atomic_writer, kind, site);
+            write(cells_[i], i, atomic_writer, kind, before, site);
             flags_[i] = initialized | (kind == Kind::atomic ? atomic_bit : 0);
         }
     }

@@ -34,8 +34,23 @@ class Watched {
     struct Cell {
         Stamp writer, readers[2];
     };
-    void read(Cell &cell, size_t offset, bool atomic_writer, Site site);
-    void write(Cell &cell, size_t offset, bool atomic_writer, Kind kind, Site site);
+    // Neighbouring bytes mostly have the same history: what has just been looked up is not again.
+    class Before {
+      public:
+        bool operator()(Stamp stamp) {
+            if (stamp != last_) {
+                last_ = stamp;
+                result_ = happened_before(stamp);
+            }
+            return result_;
+        }
+
+      private:
+        Stamp last_ = {}; // nobody's, which is before everything
+        bool result_ = true;
+    };
+    void read(Cell &cell, size_t offset, bool atomic_writer, Before *before, Site site);
+    void write(Cell &cell, size_t offset, bool atomic_writer, Kind kind, Before *before, Site site);
     void race(const char *does, size_t offset, Stamp other, const char *did, Site site);
 
     char *data_;
