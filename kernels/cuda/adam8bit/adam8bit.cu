@@ -277,16 +277,15 @@ int lowbit_adam8bit_step_launch(const struct lowbit_adam8bit_cuda_args *args,
     for (size_t i = 0; i < count;) {
         size_t tiles = 0;
         for (s.params = 0; s.params < PARAMS && i < count; i++) {
-            tiles += (params[i].n + TILE - 1) / TILE;
-            if (tiles > INT32_MAX) { // more than a kernel counts; one parameter never has as many
-                tiles = s.param[s.params - 1].end;
+            const size_t end = tiles + (params[i].n + TILE - 1) / TILE;
+            if (end > INT32_MAX) // more than the kernel counts
                 break;
-            }
+            tiles = end;
             if (params[i].n > 0)
                 s.param[s.params++] = {params[i], (uint32_t)tiles, aligned(params[i])};
         }
         if (s.params == 0)
-            break;
+            return i < count ? cudaErrorInvalidValue : cudaSuccess;
         unsigned blocks;
         cudaError_t error = lb_grid(tiles, BLOCKS_PER_MULTIPROCESSOR, &blocks);
         if (error == cudaSuccess)

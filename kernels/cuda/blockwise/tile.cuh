@@ -5,8 +5,8 @@
 //   warp w has elements 256 * w to 256 * w + 255, in 8 / V steps of 32 * V
 //   lane l has V neighbours of a step, from V * l on
 //
-// V is a vector's length, or 1 where the tile is the last and not full, or a pointer is not aligned
-// to vectors.
+// V is a vector's length; or 1 where a kernel wants it so, because the tile is not full or a
+// pointer not aligned.
 #ifndef LOWBIT_KERNELS_CUDA_BLOCKWISE_TILE_CUH
 #define LOWBIT_KERNELS_CUDA_BLOCKWISE_TILE_CUH
 
@@ -36,9 +36,9 @@ __device__ __forceinline__ float finite(float v) {
     return fabsf(v) < INFINITY ? v : 0.0f;
 }
 
-// The largest magnitudes of a tile's blocks are collected as bits, in the order of which are
-// numbers that are not negative. largest [TILE_BLOCKS] holds zeros at first; after the next
-// barrier, the result.
+// Collects the largest magnitudes of a tile's blocks, as bits: numbers that are not negative are in
+// the order of theirs. largest [TILE_BLOCKS] holds zeros at first and, after the next barrier, the
+// result.
 //
 // A kernel has three such arrays, which take turns, so that one barrier per tile is enough. Until
 // it, some threads may still read those of the tile before; but all have done with those of the
