@@ -294,4 +294,47 @@ TEST(CudaAdam8bit, AccessesAreCoalesced) {
     }
 }
 
+// More elements than 32 bits count. Only the blocks of threads that have the last of them run.
+TEST(CudaAdam8bit, ManyElements) {
+    const size_t before = (size_t)1 << 32, n = 4100, blocksize = 256;
+    Random random(315);
+    Step step(random);
+    step.host.blocksize = step.device.blocksize = blocksize;
+    std::vector<Param> params;
+    params.emplace_back(n, blocksize, LOWBIT_BFLOAT16, LOWBIT_BFLOAT16, false);
+    params.back().fill(random, ordinary);
+    std::vector<Param> expected = step.expected(params);
+    const auto tensors = params.back().tensors(), wanted = expected.back().tensors();
+    std::vector<std::unique_ptr<Device<uint8_t>>> memory;
+    std::vector<uint8_t *> tails; // of the first six tensors
+    for (int i = 0; i < 6; i++) {
+        const size_t size = tensors[i]->buffer().size(), elements = (*tensors[i])->rows;
+        const size_t skipped = (elements == n ? before : before / blocksize) * (size / elements);
+        memory.push_back(std::make_unique<Device<uint8_t>>(skipped + size));
+        tails.push_back(memory.back()->data() + skipped);
+        EXPECT_CUDA(cudaMemcpy(tails.back(), (*tensors[i])->data, size, cudaMemcpyHostToDevice));
+    }
+    const lowbit_adam8bit_cuda_param param = {memory[0]->data(),
+                                              memory[1]->data(),
+                                              nullptr,
+                                              memory[2]->data(),
+                                              (float *)memory[3]->data(),
+                                              memory[4]->data(),
+                                              (float *)memory[5]->data(),
+                                              before + n,
+                                              bf16,
+                                              bf16};
+    emu::reset();
+    emu::settings.multiprocessors = 1 << 22;
+    emu::settings.first_block = before / 4096;
+    EXPECT_EQ(lowbit_adam8bit_step_launch(&step.device, &param, 1, nullptr), 0);
+    emu::settings = emu::Settings();
+    EXPECT_TRUE(emu::reports().empty()) << all_reports();
+    for (int i = 0; i < 6; i++) {
+        EXPECT_CUDA(cudaMemcpy((*tensors[i])->data, tails[i], tensors[i]->buffer().size(),
+                               cudaMemcpyDeviceToHost));
+        EXPECT_TRUE(same_bits(*wanted[i], *tensors[i])) << i;
+    }
+}
+
 } // namespace
