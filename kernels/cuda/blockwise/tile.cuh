@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: MIT
+// How a block of threads goes through elements in quantization blocks: it takes a tile of 4,096,
+// which holds whole blocks of every blocksize, then another. In a tile
+//
+//   warp w has elements 256 * w to 256 * w + 255, in 8 / V steps of 32 * V
+//   lane l has V neighbours of a step, from V * l on
+//
+// V is a vector's length; or 1 where a kernel wants it so, because the tile is not full or a
+// pointer not aligned.
+#ifndef LOWBIT_KERNELS_CUDA_BLOCKWISE_TILE_CUH
+#define LOWBIT_KERNELS_CUDA_BLOCKWISE_TILE_CUH
+
+#include "encoder.cuh"
+
+#include <floats.cuh>
+
+namespace {
+
+constexpr unsigned THREADS = 512;
+constexpr unsigned PER_THREAD = 8;
+constexpr unsigned TILE = THREADS * PER_THREAD;
+constexpr unsigned TILE_BLOCKS = TILE / 32; // at most
+
+// Where a thread's elements of a step begin.
+template <int V> __device__ __forceinline__ unsigned first_of_step(unsigned step) {
+    const unsigned lane = threadIdx.x % LB_WARP, warp = threadIdx.x / LB_WARP;
+    return warp * LB_WARP * PER_THREAD + step * LB_WARP * V + lane * V;
+}
+
+// Whether a warp has none of the first n elements of a tile in this step.
+template <int V> __device__ __forceinline__ bool warp_is_behind(unsigned step, unsigned n) {
+    return first_of_step<V>(step) - threadIdx.x % LB_WARP * V >= n;
+}
+
+__device__ __forceinline__ float finite(float v) {
+    return fabsf(v) < INFINITY ? v : 0.0f;
+}
+
+// Collects the largest magnitudes of a tile's blocks, as bits: numbers that are not negative are in
+// the order of theirs. largest [TILE_BLOCKS] holds zeros at first and, after the next barrier, the
+// result.
+//
+// A kernel has three such arrays, which take turns, so that one barrier per tile is enough. Until
+// it, some threads may still read those of the tile before; but all have done with those of the
+// tile before that, which are set to zero then, for the next tile.
+template <int V>
+__device__ __forceinline__ void note_largest(const float (&values)[V], unsigned step,
+                                             unsigned log2_blocksize, uint32_t *largest) {
+    const unsigned lanes = min(LB_WARP, (1u << log2_blocksize) / V); // of one block
+    float most = 0;
+    for (int k = 0; k < V; k++)
+        most = fmaxf(most, fabsf(values[k]));
+    for (unsigned other = lanes / 2; other; other /= 2)
+        most = fmaxf(most, __shfl_xor_sync(LB_ALL_LANES, most, other));
+    if (threadIdx.x % lanes == 0)
+        atomicMax(&largest[first_of_step<V>(step) >> log2_blocksize], __float_as_uint(most));
+}
+
+// 1 / absmax, or 0 where that would overflow.
+__device__ __forceinline__ float inverse(float absmax) {
+    return absmax >= 0x1p-126f ? __fdiv_rn(1.0f, absmax) : 0.0f;
+}
+
+template <bool with_signs, int V>
+__device__ __forceinline__ lb_pack<uint8_t, V>
+encode(const Encoder<with_signs> &encoder, bool direct, const float (&values)[V], float inverse) {
+    lb_pack<uint8_t, V> codes;
+    for (int k = 0; k < V; k++)
+        codes.set(k, (uint8_t)lb_encode(encoder, direct, __fmul_rn(values[k], inverse)));
+    return codes;
+}
+
+inline unsigned log2_of(size_t power) {
+    unsigned log2 = 0;
+    while (power >> log2 > 1)
+        log2++;
+    return log2;
+}
+
+} // namespace
+
+#endif
