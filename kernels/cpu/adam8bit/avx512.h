@@ -29,9 +29,10 @@ LOWBIT_INLINE void step16(enum lowbit_float param, enum lowbit_float grad, bool 
     __m512 v = _mm512_fmadd_ps(_mm512_set1_ps(rule->b2), v_old,
                                _mm512_mul_ps(_mm512_set1_ps(rule->r2), _mm512_mul_ps(g, g)));
     const __m512 size = _mm512_abs_ps(m);
-    // As integers, NaN and negative numbers are above infinity.
+    // As integers, NaN and negative numbers are above infinity; adding 0 turns -0 into 0.
+    const __m512 not_negative = _mm512_add_ps(v, _mm512_setzero_ps());
     const __mmask16 good = _mm512_mask_cmplt_epu32_mask(
-        in, _mm512_max_epu32(_mm512_castps_si512(v), _mm512_castps_si512(size)),
+        in, _mm512_max_epu32(_mm512_castps_si512(not_negative), _mm512_castps_si512(size)),
         _mm512_set1_epi32(0x7f800000));
     const __m512 d = _mm512_add_ps(
         _mm512_max_ps(_mm512_sqrt_ps(v), _mm512_mul_ps(size, _mm512_set1_ps(rule->floor))),
