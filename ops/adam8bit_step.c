@@ -2,6 +2,7 @@
 
 #include "lowbit/adam8bit_step.h"
 
+#include "adam8bit_check.h"
 #include "adam8bit_dispatch.h"
 #include "adam8bit_rule.h"
 #include "blockwise_codebook.h"
@@ -92,17 +93,20 @@ static bool not_negative(double value) {
     return bits < 0x7ff0000000000000u || bits == 0x8000000000000000u;
 }
 
-static lowbit_status check_numbers(const lowbit_adam8bit_step_args *a) {
+// all: those too that are tensors for a GPU.
+static lowbit_status check_numbers(const lowbit_adam8bit_step_args *a, bool all) {
     static const char size[] = "a finite number that is not negative";
     static const char fraction[] = "a number from 0 to less than 1";
-    LOWBIT_TRY(check_number("step", a->step,
-                            a->step >= 1 && a->step <= 0x1p53 && a->step == floor(a->step),
-                            "a whole number from 1 to 2^53"));
-    LOWBIT_TRY(check_number("lr", a->lr, not_negative(a->lr), size));
     LOWBIT_TRY(check_number("beta1", a->beta1, not_negative(a->beta1) && a->beta1 < 1, fraction));
     LOWBIT_TRY(check_number("beta2", a->beta2, not_negative(a->beta2) && a->beta2 < 1, fraction));
     LOWBIT_TRY(check_number("eps", a->eps, not_negative(a->eps), size));
     LOWBIT_TRY(check_number("weight_decay", a->weight_decay, not_negative(a->weight_decay), size));
+    if (!all)
+        return LOWBIT_OK;
+    LOWBIT_TRY(check_number("step", a->step,
+                            a->step >= 1 && a->step <= 0x1p53 && a->step == floor(a->step),
+                            "a whole number from 1 to 2^53"));
+    LOWBIT_TRY(check_number("lr", a->lr, not_negative(a->lr), size));
     const uint32_t scale = lowbit_float_bits(a->grad_scale);
     return check_number("grad_scale", (double)a->grad_scale, scale && scale < 0x7f800000,
                         "a finite number above 0");
@@ -130,19 +134,22 @@ static lowbit_status check_param(const lowbit_adam8bit_param *p, size_t i, size_
     return p->master ? check_vector("masters", i, p->master, LOWBIT_FLOAT32_DTYPE, n) : LOWBIT_OK;
 }
 
-static lowbit_status check(const lowbit_adam8bit_step_args *a, const lowbit_executor *executor) {
+lowbit_status lowbit_adam8bit_check(const lowbit_adam8bit_step_args *a,
+                                    const lowbit_executor *executor) {
     if (!a)
         return lowbit_fail(LOWBIT_INVALID_ARGUMENT, "%s: args is null", op);
     LOWBIT_TRY(lowbit_check_executor(op, executor));
     LOWBIT_TRY(lowbit_check_blocksize(op, a->blocksize));
-    LOWBIT_TRY(check_numbers(a));
-    LOWBIT_TRY(lowbit_check_codebook256(op, "codebook1", a->codebook1));
-    LOWBIT_TRY(lowbit_check_codebook256(op, "codebook2", a->codebook2));
-    const uint32_t least = lowbit_float_bits(*(const float *)a->codebook2->data);
-    if (least > 0x80000000)
-        return lowbit_fail(LOWBIT_INVALID_ARGUMENT,
-                           "%s: codebook2[0] is %g, expected values that are not negative", op,
-                           (double)lowbit_float_from_bits(least));
+    LOWBIT_TRY(check_numbers(a, lowbit_reads_data(executor)));
+    LOWBIT_TRY(lowbit_check_codebook256(op, "codebook1", a->codebook1, executor));
+    LOWBIT_TRY(lowbit_check_codebook256(op, "codebook2", a->codebook2, executor));
+    if (lowbit_reads_data(executor)) {
+        const uint32_t least = lowbit_float_bits(*(const float *)a->codebook2->data);
+        if (least > 0x80000000)
+            return lowbit_fail(LOWBIT_INVALID_ARGUMENT,
+                               "%s: codebook2[0] is %g, expected values that are not negative", op,
+                               (double)lowbit_float_from_bits(least));
+    }
     if (a->count && !a->params)
         return lowbit_fail(LOWBIT_INVALID_ARGUMENT, "%s: params is null, expected %zu of them", op,
                            a->count);
@@ -153,7 +160,10 @@ static lowbit_status check(const lowbit_adam8bit_step_args *a, const lowbit_exec
 
 lowbit_status lowbit_adam8bit_step(const lowbit_adam8bit_step_args *args,
                                    const lowbit_executor *executor) {
-    LOWBIT_TRY(check(args, executor));
+    LOWBIT_TRY(lowbit_adam8bit_check(args, executor));
+    LOWBIT_ON_CUDA(executor,
+                   lowbit_fail(LOWBIT_INVALID_ARGUMENT,
+                               "%s: executor is a GPU, expected lowbit_adam8bit_step_cuda", op));
     if (lowbit_float_bits(args->found_inf) << 1)
         return LOWBIT_OK;
     struct step c;

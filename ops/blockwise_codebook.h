@@ -3,6 +3,7 @@
 #ifndef LOWBIT_OPS_BLOCKWISE_CODEBOOK_H
 #define LOWBIT_OPS_BLOCKWISE_CODEBOOK_H
 
+#include "lowbit/executor.h"
 #include "lowbit/status.h"
 #include "lowbit/tensor.h"
 
@@ -12,9 +13,11 @@
 extern "C" {
 #endif
 
-// The codebook is float32 [256], its values finite and ascending. op and name are for the message.
+// The codebook is float32 [256], its values finite and ascending, which are only looked at on the CPU.
+// op and name are for the message.
 lowbit_status lowbit_check_codebook256(const char *op, const char *name,
-                                       const lowbit_tensor *codebook);
+                                       const lowbit_tensor *codebook,
+                                       const lowbit_executor *executor);
 
 // Fills encoder for such values. In the default floating-point environment: call it in a task.
 void lowbit_blockwise_encoder_init(const float *codebook, struct lowbit_blockwise_encoder *encoder);

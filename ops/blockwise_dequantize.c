@@ -3,6 +3,7 @@
 #include "lowbit/blockwise_dequantize.h"
 
 #include "blockwise_codebook.h"
+#include "blockwise_cuda.h"
 #include "blockwise_dispatch.h"
 #include "check.h"
 #include "floats.h"
@@ -43,8 +44,10 @@ lowbit_status lowbit_blockwise_dequantize(const lowbit_tensor *q, const lowbit_t
     LOWBIT_TRY(lowbit_check_vector(op, "q", q, LOWBIT_UINT8_DTYPE, LOWBIT_ANY));
     LOWBIT_TRY(lowbit_check_vector(op, "absmax", absmax, LOWBIT_FLOAT32_DTYPE,
                                    (q->rows + blocksize - 1) / blocksize));
-    LOWBIT_TRY(lowbit_check_codebook256(op, "codebook", codebook));
+    LOWBIT_TRY(lowbit_check_codebook256(op, "codebook", codebook, executor));
     LOWBIT_TRY(lowbit_check_vector(op, "out", out, LOWBIT_FLOAT_DTYPES, q->rows));
+    LOWBIT_ON_CUDA(executor, lowbit_blockwise_dequantize_cuda(op, q, absmax, codebook, blocksize,
+                                                              out, executor->cuda_stream));
     struct dequantize c;
     c.q = q;
     c.absmax = absmax;

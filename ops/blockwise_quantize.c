@@ -3,6 +3,7 @@
 #include "lowbit/blockwise_quantize.h"
 
 #include "blockwise_codebook.h"
+#include "blockwise_cuda.h"
 #include "blockwise_dispatch.h"
 #include "check.h"
 #include "floats.h"
@@ -47,10 +48,12 @@ lowbit_status lowbit_blockwise_quantize(const lowbit_tensor *x, const lowbit_ten
     LOWBIT_TRY(lowbit_check_executor(op, executor));
     LOWBIT_TRY(lowbit_check_blocksize(op, blocksize));
     LOWBIT_TRY(lowbit_check_vector(op, "x", x, LOWBIT_FLOAT_DTYPES, LOWBIT_ANY));
-    LOWBIT_TRY(lowbit_check_codebook256(op, "codebook", codebook));
+    LOWBIT_TRY(lowbit_check_codebook256(op, "codebook", codebook, executor));
     LOWBIT_TRY(lowbit_check_vector(op, "q", q, LOWBIT_UINT8_DTYPE, x->rows));
     LOWBIT_TRY(lowbit_check_vector(op, "absmax", absmax, LOWBIT_FLOAT32_DTYPE,
                                    (x->rows + blocksize - 1) / blocksize));
+    LOWBIT_ON_CUDA(executor, lowbit_blockwise_quantize_cuda(op, x, codebook, blocksize, q, absmax,
+                                                            executor->cuda_stream));
     struct quantize c;
     c.x = x;
     c.codebook = codebook;

@@ -123,6 +123,14 @@ lowbit_status lowbit_check_blocksize(const char *op, size_t blocksize) {
 }
 
 lowbit_status lowbit_check_executor(const char *op, const lowbit_executor *executor) {
+    if (executor && executor->cuda) {
+#if LOWBIT_CUDA
+        return LOWBIT_OK;
+#else
+        return lowbit_fail(LOWBIT_UNSUPPORTED,
+                           "%s: executor is a GPU, but this lowbit was built without CUDA", op);
+#endif
+    }
     if (executor && (!executor->parallel_for || executor->max_tasks == 0))
         return lowbit_fail(LOWBIT_INVALID_ARGUMENT,
                            "%s: executor has %s, expected parallel_for and max_tasks of at least 1",

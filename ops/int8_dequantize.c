@@ -4,6 +4,7 @@
 
 #include "check.h"
 #include "floats.h"
+#include "int8_cuda.h"
 #include "int8_dispatch.h"
 #include "parallel.h"
 
@@ -40,6 +41,8 @@ lowbit_status lowbit_int8_dequantize(const lowbit_tensor *q, const lowbit_tensor
     LOWBIT_TRY(lowbit_check_tensor(op, "q", q, LOWBIT_INT8_DTYPE, LOWBIT_ANY, LOWBIT_ANY));
     LOWBIT_TRY(lowbit_check_scales(op, absmax, offset, q->rows));
     LOWBIT_TRY(lowbit_check_tensor(op, "out", out, LOWBIT_FLOAT_DTYPES, q->rows, q->cols));
+    LOWBIT_ON_CUDA(executor,
+                   lowbit_int8_dequantize_cuda(op, q, absmax, offset, out, executor->cuda_stream));
     struct dequantize c = {.q = q, .absmax = absmax, .offset = offset, .out = out};
     c.row = lowbit_int8_select_ukernels(lowbit_cpu_isa()).dequantize[out->dtype];
     const size_t pieces = (q->rows + ROWS - 1) / ROWS;

@@ -4,6 +4,7 @@
 
 #include "check.h"
 #include "floats.h"
+#include "int8_cuda.h"
 #include "int8_outliers.h"
 #include "int8_product.h"
 
@@ -39,6 +40,10 @@ static size_t plan(struct linear *c, uint32_t isa, size_t m, size_t n, size_t k,
 }
 
 size_t lowbit_int8_linear_workspace_size(size_t m, size_t n, size_t k, size_t max_tasks) {
+#if LOWBIT_CUDA
+    if (!max_tasks)
+        return lowbit_int8_linear_cuda_workspace_size(m, n, k);
+#endif
     struct linear c;
     const uint32_t isa = lowbit_cpu_isa();
     return isa && k <= LOWBIT_INT8_LINEAR_MAX_K ? plan(&c, isa, m, n, k, max_tasks, NULL) : 0;
@@ -156,6 +161,9 @@ lowbit_status lowbit_int8_linear(const lowbit_int8_linear_args *args,
                                  const lowbit_executor *executor, void *workspace,
                                  size_t workspace_size) {
     LOWBIT_TRY(check(args, executor));
+    LOWBIT_ON_CUDA(executor,
+                   lowbit_int8_linear_cuda(op, args, lowbit_int8_limit(args->threshold),
+                                           executor->cuda_stream, workspace, workspace_size));
     const size_t m = args->x->rows, n = args->weight->rows, k = args->x->cols;
     struct linear c = {.args = args, .t = lowbit_int8_limit(args->threshold)};
     struct lowbit_int8_product *p = &c.product;

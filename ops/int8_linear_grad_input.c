@@ -114,6 +114,10 @@ lowbit_status lowbit_int8_linear_grad_input(const lowbit_int8_linear_grad_input_
                                             const lowbit_executor *executor, void *workspace,
                                             size_t workspace_size) {
     LOWBIT_TRY(check(args, executor));
+    LOWBIT_ON_CUDA(executor, lowbit_fail(LOWBIT_UNSUPPORTED,
+                                         "%s: has no form for a GPU; dequantize the weight and "
+                                         "multiply with it",
+                                         op));
     const size_t m = args->grad_output->rows, n = args->weight->rows, k = args->weight->cols;
     const size_t max_tasks = lowbit_max_tasks(executor);
     LOWBIT_TRY(

@@ -3,6 +3,7 @@
 #include "lowbit/int8_matmul.h"
 
 #include "check.h"
+#include "int8_cuda.h"
 #include "int8_product.h"
 
 #include "lowbit/cpu.h"
@@ -76,6 +77,7 @@ lowbit_status lowbit_int8_matmul(const lowbit_tensor *a, const lowbit_tensor *b,
                                  const lowbit_tensor *out, const lowbit_executor *executor,
                                  void *workspace, size_t workspace_size) {
     LOWBIT_TRY(check(a, b, out, executor));
+    LOWBIT_ON_CUDA(executor, lowbit_int8_matmul_cuda(op, a, b, out, executor->cuda_stream));
     struct matmul c = {.a = a, .out = out};
     struct lowbit_int8_product *p = &c.product;
     const uint32_t isa = lowbit_cpu_isa();

@@ -4,6 +4,7 @@
 
 #include "check.h"
 #include "floats.h"
+#include "int8_cuda.h"
 #include "int8_dispatch.h"
 #include "parallel.h"
 
@@ -90,6 +91,8 @@ static void run(struct quantize *c, const lowbit_executor *executor) {
 
 // Scales in float16 may not fit, and nothing may be written then: look at all rows first.
 static lowbit_status quantize(const char *op, struct quantize *c, const lowbit_executor *executor) {
+    LOWBIT_ON_CUDA(executor, lowbit_int8_quantize_cuda(op, c->x, c->t, c->q, c->absmax, c->offset,
+                                                       executor->cuda_stream));
     c->ukernels = lowbit_int8_select_ukernels(lowbit_cpu_isa());
     if (c->absmax->dtype == LOWBIT_FLOAT16) {
         run(c, executor);

@@ -4,6 +4,7 @@
 
 #include "check.h"
 #include "floats.h"
+#include "lut4_cuda.h"
 #include "lut4_weight.h"
 #include "parallel.h"
 
@@ -42,7 +43,8 @@ lowbit_status lowbit_lut4_dequantize(const lowbit_lut4_weight *weight, const low
         return lowbit_fail(LOWBIT_INVALID_ARGUMENT, "%s: weight is null", op);
     LOWBIT_TRY(
         lowbit_check_contiguous(op, "out", out, LOWBIT_FLOAT_DTYPES, LOWBIT_ANY, LOWBIT_ANY));
-    LOWBIT_TRY(lowbit_lut4_check_weight(op, weight, out->rows, out->cols));
+    LOWBIT_TRY(lowbit_lut4_check_weight(op, weight, out->rows, out->cols, executor));
+    LOWBIT_ON_CUDA(executor, lowbit_lut4_dequantize_cuda(op, weight, out, executor->cuda_stream));
     struct dequantize c = {
         .weight = weight,
         .out = out,

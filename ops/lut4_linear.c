@@ -5,6 +5,7 @@
 #include "arena.h"
 #include "check.h"
 #include "floats.h"
+#include "lut4_cuda.h"
 #include "lut4_weight.h"
 #include "panel_product.h"
 #include "parallel.h"
@@ -86,6 +87,10 @@ static size_t plan(struct linear *c, uint32_t isa, const struct lowbit_lut4_gemm
 }
 
 size_t lowbit_lut4_linear_workspace_size(size_t m, size_t n, size_t k, size_t max_tasks) {
+#if LOWBIT_CUDA
+    if (!max_tasks)
+        return lowbit_lut4_linear_cuda_workspace_size(m, n, k);
+#endif
     const uint32_t isa = lowbit_cpu_isa();
     if (!isa)
         return 0;
@@ -123,7 +128,7 @@ static lowbit_status check(const lowbit_lut4_linear_args *args, const lowbit_exe
     LOWBIT_TRY(
         lowbit_check_tensor(op, "y", args->y, LOWBIT_FLOAT_DTYPES, args->x->rows, LOWBIT_ANY));
     const size_t n = args->y->cols;
-    LOWBIT_TRY(lowbit_lut4_check_weight(op, &args->weight, n, args->x->cols));
+    LOWBIT_TRY(lowbit_lut4_check_weight(op, &args->weight, n, args->x->cols, executor));
     return args->bias ? lowbit_check_vector(op, "bias", args->bias, LOWBIT_FLOAT_DTYPES, n)
                       : LOWBIT_OK;
 }
@@ -256,6 +261,8 @@ lowbit_status lowbit_lut4_linear(const lowbit_lut4_linear_args *args,
                                  const lowbit_executor *executor, void *workspace,
                                  size_t workspace_size) {
     LOWBIT_TRY(check(args, executor));
+    LOWBIT_ON_CUDA(executor, lowbit_lut4_linear_cuda(op, args, executor->cuda_stream, workspace,
+                                                     workspace_size));
     const size_t m = args->x->rows, n = args->y->cols, k = args->x->cols;
     const uint32_t isa = lowbit_cpu_isa();
     const size_t max_tasks = lowbit_max_tasks(executor);

@@ -70,7 +70,7 @@ static lowbit_status check(const lowbit_lut4_linear_grad_input_args *args,
     LOWBIT_TRY(lowbit_check_tensor(op, "grad_input", args->grad_input, LOWBIT_FLOAT_DTYPES,
                                    args->grad_output->rows, LOWBIT_ANY));
     return lowbit_lut4_check_weight(op, &args->weight, args->grad_output->cols,
-                                    args->grad_input->cols);
+                                    args->grad_input->cols, executor);
 }
 
 // Rows n0 to n0 + n and columns k0 to k0 + k of the weight.
@@ -106,6 +106,10 @@ lowbit_status lowbit_lut4_linear_grad_input(const lowbit_lut4_linear_grad_input_
                                             const lowbit_executor *executor, void *workspace,
                                             size_t workspace_size) {
     LOWBIT_TRY(check(args, executor));
+    LOWBIT_ON_CUDA(executor, lowbit_fail(LOWBIT_UNSUPPORTED,
+                                         "%s: has no form for a GPU; dequantize the weight and "
+                                         "multiply with it",
+                                         op));
     const lowbit_tensor *grad_output = args->grad_output;
     const size_t m = grad_output->rows, n = grad_output->cols, k = args->grad_input->cols;
     const size_t max_tasks = lowbit_max_tasks(executor);

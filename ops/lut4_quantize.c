@@ -4,6 +4,7 @@
 
 #include "check.h"
 #include "floats.h"
+#include "lut4_cuda.h"
 #include "lut4_weight.h"
 #include "parallel.h"
 
@@ -63,13 +64,15 @@ lowbit_status lowbit_lut4_quantize(const lowbit_tensor *weight, const lowbit_ten
     LOWBIT_TRY(lowbit_check_executor(op, executor));
     LOWBIT_TRY(
         lowbit_check_contiguous(op, "weight", weight, LOWBIT_FLOAT_DTYPES, LOWBIT_ANY, LOWBIT_ANY));
-    LOWBIT_TRY(lowbit_lut4_check_codebook(op, "codebook", codebook, 16));
+    LOWBIT_TRY(lowbit_lut4_check_codebook(op, "codebook", codebook, 16, executor));
     LOWBIT_TRY(lowbit_check_blocksize(op, blocksize));
     const size_t elements = weight->rows * weight->cols; // which lie in memory
     LOWBIT_TRY(
         lowbit_check_vector(op, "packed", packed, LOWBIT_UINT8_DTYPE, elements / 2 + elements % 2));
     LOWBIT_TRY(lowbit_check_vector(op, "absmax", absmax, LOWBIT_FLOAT32_DTYPE,
                                    elements / blocksize + (elements % blocksize != 0)));
+    LOWBIT_ON_CUDA(executor, lowbit_lut4_quantize_cuda(op, weight, codebook, blocksize, packed,
+                                                       absmax, executor->cuda_stream));
     struct quantize c = {
         .weight = weight,
         .codebook = codebook,

@@ -3,15 +3,17 @@
 #include "lut4_weight.h"
 
 #include "check.h"
+#include "parallel.h"
 
 #include "../kernels/cpu/common/floats.h"
 
 enum { NESTED_BLOCK = 256 };
 
 lowbit_status lowbit_lut4_check_codebook(const char *op, const char *name,
-                                         const lowbit_tensor *codebook, size_t values) {
+                                         const lowbit_tensor *codebook, size_t values,
+                                         const lowbit_executor *executor) {
     LOWBIT_TRY(lowbit_check_vector(op, name, codebook, LOWBIT_FLOAT32_DTYPE, values));
-    for (size_t i = 0; i < values; i++)
+    for (size_t i = 0; lowbit_reads_data(executor) && i < values; i++)
         if ((lowbit_float_bits(((const float *)codebook->data)[i]) & 0x7fffffff) >= 0x7f800000)
             return lowbit_fail(LOWBIT_INVALID_ARGUMENT,
                                "%s: %s holds NaN or infinity at %zu, expected finite values", op,
@@ -20,7 +22,7 @@ lowbit_status lowbit_lut4_check_codebook(const char *op, const char *name,
 }
 
 lowbit_status lowbit_lut4_check_weight(const char *op, const lowbit_lut4_weight *w, size_t n,
-                                       size_t k) {
+                                       size_t k, const lowbit_executor *executor) {
     size_t elements;
     if (__builtin_mul_overflow(n, k, &elements))
         return lowbit_fail(LOWBIT_INVALID_ARGUMENT,
@@ -31,7 +33,7 @@ lowbit_status lowbit_lut4_check_weight(const char *op, const lowbit_lut4_weight 
                                    elements / 2 + elements % 2));
     LOWBIT_TRY(lowbit_check_vector(op, "absmax", w->absmax,
                                    LOWBIT_FLOAT32_DTYPE | LOWBIT_UINT8_DTYPE, blocks));
-    LOWBIT_TRY(lowbit_lut4_check_codebook(op, "codebook", w->codebook, 16));
+    LOWBIT_TRY(lowbit_lut4_check_codebook(op, "codebook", w->codebook, 16, executor));
     if (w->absmax->dtype == LOWBIT_FLOAT32) {
         if (w->nested_absmax || w->nested_codebook || w->nested_offset)
             return lowbit_fail(LOWBIT_INVALID_ARGUMENT,
@@ -45,7 +47,8 @@ lowbit_status lowbit_lut4_check_weight(const char *op, const lowbit_lut4_weight 
     }
     LOWBIT_TRY(lowbit_check_vector(op, "nested_absmax", w->nested_absmax, LOWBIT_FLOAT32_DTYPE,
                                    blocks / NESTED_BLOCK + (blocks % NESTED_BLOCK != 0)));
-    LOWBIT_TRY(lowbit_lut4_check_codebook(op, "nested_codebook", w->nested_codebook, 256));
+    LOWBIT_TRY(
+        lowbit_lut4_check_codebook(op, "nested_codebook", w->nested_codebook, 256, executor));
     return lowbit_check_vector(op, "nested_offset", w->nested_offset, LOWBIT_FLOAT32_DTYPE, 1);
 }
 

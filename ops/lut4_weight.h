@@ -3,18 +3,20 @@
 #ifndef LOWBIT_OPS_LUT4_WEIGHT_H
 #define LOWBIT_OPS_LUT4_WEIGHT_H
 
+#include "lowbit/executor.h"
 #include "lowbit/lut4_weight.h"
 #include "lowbit/status.h"
 
 #include "lut4_dispatch.h"
 
-// A codebook of so many finite values.
+// A codebook of so many finite values, which are only looked at on the CPU.
 lowbit_status lowbit_lut4_check_codebook(const char *op, const char *name,
-                                         const lowbit_tensor *codebook, size_t values);
+                                         const lowbit_tensor *codebook, size_t values,
+                                         const lowbit_executor *executor);
 
 // The weight is a whole one of n rows of k elements.
 lowbit_status lowbit_lut4_check_weight(const char *op, const lowbit_lut4_weight *weight, size_t n,
-                                       size_t k);
+                                       size_t k, const lowbit_executor *executor);
 
 // The most scales that n elements, starting anywhere, may touch, whatever the blocksize.
 static inline size_t lowbit_lut4_most_scales(size_t n) {

@@ -6,13 +6,13 @@ namespace lowbit {
 
 static Tensor blockwise_dequantize(const Tensor &q, const Tensor &absmax, const Tensor &codebook,
                                    OptionalType dtype, int64_t blocksize) {
-    const char *op = "blockwise_dequantize";
+    const Op op("blockwise_dequantize", q);
     const View codes = elements_of(op, "q", q);
     const View scales = vector_of(op, "absmax", absmax, Shape{block_count(op, q, blocksize)});
     const View values = vector_of(op, "codebook", codebook, Shape{256});
     const View out =
         new_vector(op, "out", q, shape_of(q), float_type(op, "dtype", dtype, ScalarType::Float));
-    const lowbit_executor threads = executor();
+    const lowbit_executor threads = op.executor();
     check(lowbit_blockwise_dequantize(&codes.tensor, &scales.tensor, &values.tensor,
                                       static_cast<size_t>(blocksize), &out.tensor, &threads));
     return out.owner;
@@ -20,6 +20,4 @@ static Tensor blockwise_dequantize(const Tensor &q, const Tensor &absmax, const 
 
 } // namespace lowbit
 
-STABLE_TORCH_LIBRARY_IMPL(lowbit, CPU, m) {
-    m.impl("blockwise_dequantize", TORCH_BOX(&lowbit::blockwise_dequantize));
-}
+LOWBIT_REGISTER(blockwise_dequantize)

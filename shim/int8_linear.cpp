@@ -7,7 +7,7 @@ namespace lowbit {
 static Tensor int8_linear(const Tensor &x, const Tensor &weight, const Tensor &absmax,
                           const OptionalTensor &offset, const OptionalTensor &bias,
                           double threshold, OptionalType out_dtype) {
-    const char *op = "int8_linear";
+    const Op op("int8_linear", x);
     const View in = rows_of(op, "x", x);
     const View codes = weight_of(op, "weight", weight);
     const Shape rows = {weight.size(0)};
@@ -16,7 +16,7 @@ static Tensor int8_linear(const Tensor &x, const Tensor &weight, const Tensor &a
     const std::optional<View> shift = vector_of(op, "bias", bias, rows);
     const View out = new_rows(op, "y", x, with_last(x, weight.size(0)),
                               float_type(op, "out_dtype", out_dtype, x.scalar_type()));
-    const lowbit_executor threads = executor();
+    const lowbit_executor threads = op.executor();
     const Workspace workspace(x,
                               lowbit_int8_linear_workspace_size(in.tensor.rows, codes.tensor.rows,
                                                                 in.tensor.cols, threads.max_tasks));
@@ -35,6 +35,4 @@ static Tensor int8_linear(const Tensor &x, const Tensor &weight, const Tensor &a
 
 } // namespace lowbit
 
-STABLE_TORCH_LIBRARY_IMPL(lowbit, CPU, m) {
-    m.impl("int8_linear", TORCH_BOX(&lowbit::int8_linear));
-}
+LOWBIT_REGISTER(int8_linear)

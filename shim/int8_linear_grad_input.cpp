@@ -6,15 +6,23 @@ namespace lowbit {
 
 static Tensor int8_linear_grad_input(const Tensor &grad_output, const Tensor &weight,
                                      const Tensor &absmax, const OptionalTensor &offset) {
-    const char *op = "int8_linear_grad_input";
+    const Op op("int8_linear_grad_input", grad_output);
     const View grad = rows_of(op, "grad_output", grad_output);
     const View codes = weight_of(op, "weight", weight);
     const Shape rows = {weight.size(0)};
     const View scale = vector_of(op, "absmax", absmax, rows);
     const std::optional<View> base = vector_of(op, "offset", offset, rows);
+    if (op.on_cuda()) { // torch's product, by way of the whole weight
+        const View floats =
+            new_rows(op, "weight", weight, shape_of(weight), grad_output.scalar_type());
+        const lowbit_executor gpu = op.executor();
+        check(lowbit_int8_dequantize(&codes.tensor, &scale.tensor, pointer(base), &floats.tensor,
+                                     &gpu));
+        return torch::stable::matmul(grad_output, floats.owner);
+    }
     const View out = new_rows(op, "grad_input", grad_output, with_last(grad_output, weight.size(1)),
                               grad_output.scalar_type());
-    const lowbit_executor threads = executor();
+    const lowbit_executor threads = op.executor();
     const Workspace workspace(grad_output, lowbit_int8_linear_grad_input_workspace_size(
                                                grad.tensor.rows, codes.tensor.rows,
                                                codes.tensor.cols, threads.max_tasks));
@@ -31,6 +39,4 @@ static Tensor int8_linear_grad_input(const Tensor &grad_output, const Tensor &we
 
 } // namespace lowbit
 
-STABLE_TORCH_LIBRARY_IMPL(lowbit, CPU, m) {
-    m.impl("int8_linear_grad_input", TORCH_BOX(&lowbit::int8_linear_grad_input));
-}
+LOWBIT_REGISTER(int8_linear_grad_input)

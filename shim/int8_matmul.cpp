@@ -5,11 +5,11 @@
 namespace lowbit {
 
 static Tensor int8_matmul(const Tensor &a, const Tensor &b) {
-    const char *op = "int8_matmul";
+    const Op op("int8_matmul", a);
     const View left = rows_of(op, "a", a);
     const View right = weight_of(op, "b", b);
     const View out = new_rows(op, "out", a, with_last(a, b.size(0)), ScalarType::Int);
-    const lowbit_executor threads = executor();
+    const lowbit_executor threads = op.executor();
     const Workspace workspace(
         a, lowbit_int8_matmul_workspace_size(left.tensor.rows, right.tensor.rows, left.tensor.cols,
                                              threads.max_tasks));
@@ -20,6 +20,4 @@ static Tensor int8_matmul(const Tensor &a, const Tensor &b) {
 
 } // namespace lowbit
 
-STABLE_TORCH_LIBRARY_IMPL(lowbit, CPU, m) {
-    m.impl("int8_matmul", TORCH_BOX(&lowbit::int8_matmul));
-}
+LOWBIT_REGISTER(int8_matmul)

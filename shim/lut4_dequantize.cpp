@@ -9,7 +9,7 @@ static Tensor lut4_dequantize(const Tensor &packed, const Tensor &absmax, const 
                               const OptionalTensor &nested_absmax,
                               const OptionalTensor &nested_codebook,
                               const OptionalTensor &nested_offset) {
-    const char *op = "lut4_dequantize";
+    const Op op("lut4_dequantize", packed);
     const Lut4Weight weight(op, packed, absmax, codebook, blocksize, nested_absmax, nested_codebook,
                             nested_offset);
     int64_t elements = 1;
@@ -21,16 +21,9 @@ static Tensor lut4_dequantize(const Tensor &packed, const Tensor &absmax, const 
     if (packed.numel() != elements / 2 + elements % 2)
         refuse(op, "packed", " has ", packed.numel(), " elements, expected ",
                elements / 2 + elements % 2, " for shape ", to_string(shape));
-    const View out =
-        new_vector(op, "out", packed, shape, float_type(op, "dtype", dtype, ScalarType::Float));
-    const lowbit_lut4_weight tensors = weight.tensors();
-    const lowbit_executor threads = executor();
-    check(lowbit_lut4_dequantize(&tensors, &out.tensor, &threads));
-    return out.owner;
+    return weight.dequantized(op, shape, float_type(op, "dtype", dtype, ScalarType::Float)).owner;
 }
 
 } // namespace lowbit
 
-STABLE_TORCH_LIBRARY_IMPL(lowbit, CPU, m) {
-    m.impl("lut4_dequantize", TORCH_BOX(&lowbit::lut4_dequantize));
-}
+LOWBIT_REGISTER(lut4_dequantize)

@@ -10,15 +10,20 @@ static Tensor lut4_linear_grad_input(const Tensor &grad_output, const Tensor &pa
                                      const OptionalTensor &nested_absmax,
                                      const OptionalTensor &nested_codebook,
                                      const OptionalTensor &nested_offset) {
-    const char *op = "lut4_linear_grad_input";
+    const Op op("lut4_linear_grad_input", grad_output);
     const View grad = rows_of(op, "grad_output", grad_output);
     const Lut4Weight weight(op, packed, absmax, codebook, blocksize, nested_absmax, nested_codebook,
                             nested_offset);
     if (in_features < 0)
         refuse(op, "in_features", " is ", in_features, ", expected a number that is not negative");
+    if (op.on_cuda()) { // torch's product, by way of the whole weight
+        const Shape shape = {grad_output.size(grad_output.dim() - 1), in_features};
+        return torch::stable::matmul(
+            grad_output, weight.dequantized(op, shape, grad_output.scalar_type()).owner);
+    }
     const View out = new_rows(op, "grad_input", grad_output, with_last(grad_output, in_features),
                               grad_output.scalar_type());
-    const lowbit_executor threads = executor();
+    const lowbit_executor threads = op.executor();
     const Workspace workspace(
         grad_output, lowbit_lut4_linear_grad_input_workspace_size(
                          grad.tensor.rows, grad.tensor.cols, out.tensor.cols, threads.max_tasks));
@@ -33,6 +38,4 @@ static Tensor lut4_linear_grad_input(const Tensor &grad_output, const Tensor &pa
 
 } // namespace lowbit
 
-STABLE_TORCH_LIBRARY_IMPL(lowbit, CPU, m) {
-    m.impl("lut4_linear_grad_input", TORCH_BOX(&lowbit::lut4_linear_grad_input));
-}
+LOWBIT_REGISTER(lut4_linear_grad_input)

@@ -8,7 +8,7 @@ namespace lowbit {
 
 static std::tuple<Tensor, Tensor> lut4_quantize(const Tensor &weight, const Tensor &codebook,
                                                 int64_t blocksize) {
-    const char *op = "lut4_quantize";
+    const Op op("lut4_quantize", weight);
     const View in = flat_of(op, "weight", torch::stable::contiguous(weight));
     const View values = flat_of(op, "codebook", codebook);
     const int64_t block = static_cast<int64_t>(blocksize_of(op, blocksize));
@@ -21,7 +21,7 @@ static std::tuple<Tensor, Tensor> lut4_quantize(const Tensor &weight, const Tens
     }
     const View packed = new_vector(op, "packed", weight, packed_shape, ScalarType::Byte);
     const View absmax = new_vector(op, "absmax", weight, absmax_shape, ScalarType::Float);
-    const lowbit_executor threads = executor();
+    const lowbit_executor threads = op.executor();
     check(lowbit_lut4_quantize(&in.tensor, &values.tensor, static_cast<size_t>(block),
                                &packed.tensor, &absmax.tensor, &threads));
     return {packed.owner, absmax.owner};
@@ -29,6 +29,4 @@ static std::tuple<Tensor, Tensor> lut4_quantize(const Tensor &weight, const Tens
 
 } // namespace lowbit
 
-STABLE_TORCH_LIBRARY_IMPL(lowbit, CPU, m) {
-    m.impl("lut4_quantize", TORCH_BOX(&lowbit::lut4_quantize));
-}
+LOWBIT_REGISTER(lut4_quantize)

@@ -7,7 +7,7 @@
 
 namespace lowbit {
 
-inline size_t blocksize_of(const char *op, int64_t given) {
+inline size_t blocksize_of(const Op &op, int64_t given) {
     if (given <= 0)
         refuse(op, "blocksize", " is ", given, ", expected a power of two from 32 to 4096");
     return static_cast<size_t>(given);
@@ -18,7 +18,7 @@ struct Lut4Weight {
     size_t blocksize;
     std::optional<View> nested_absmax, nested_codebook, nested_offset;
 
-    Lut4Weight(const char *op, const Tensor &packed, const Tensor &absmax, const Tensor &codebook,
+    Lut4Weight(const Op &op, const Tensor &packed, const Tensor &absmax, const Tensor &codebook,
                int64_t blocksize, const OptionalTensor &nested_absmax,
                const OptionalTensor &nested_codebook, const OptionalTensor &nested_offset)
         : packed(flat_of(op, "packed", packed)), absmax(flat_of(op, "absmax", absmax)),
@@ -37,6 +37,15 @@ struct Lut4Weight {
             .nested_codebook = pointer(nested_codebook),
             .nested_offset = pointer(nested_offset),
         };
+    }
+
+    // The whole weight as floats.
+    View dequantized(const Op &op, const Shape &shape, ScalarType type) const {
+        const View out = new_vector(op, "out", packed.owner, shape, type);
+        const lowbit_lut4_weight weight = tensors();
+        const lowbit_executor threads = op.executor();
+        check(lowbit_lut4_dequantize(&weight, &out.tensor, &threads));
+        return out;
     }
 };
 

@@ -5,10 +5,13 @@
 
 #include <lowbit/lowbit.h>
 
+#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
+
+#include <dlfcn.h>
 
 #include <cstdint>
 #include <optional>
@@ -26,11 +29,61 @@ using OptionalTensor = std::optional<Tensor>;
 using OptionalType = std::optional<ScalarType>;
 using Shape = std::vector<int64_t>;
 
+// The operator that runs, and where: on the device of its first tensor. On a GPU that one becomes the
+// current device as long as this object lives.
+class Op {
+  public:
+    Op(const char *name, const Tensor &first) : name_(name), on_cuda_(first.is_cuda()) {
+        if (on_cuda_) {
+            index_ = first.get_device_index();
+            guard_.emplace(index_);
+        }
+    }
+    const char *name() const { return name_; }
+    bool on_cuda() const { return on_cuda_; }
+    bool holds(const Tensor &tensor) const {
+        return on_cuda_ ? tensor.is_cuda() && tensor.get_device_index() == index_ : tensor.is_cpu();
+    }
+    lowbit_executor executor() const { return on_cuda_ ? gpu() : threads(); }
+
+  private:
+    // Torch's own threads. Inside another parallel region torch runs all tasks on the calling thread.
+    static lowbit_executor threads() {
+        const auto parallel_for = [](void *, size_t tasks, lowbit_task task, void *arg) {
+            torch::stable::parallel_for(0, static_cast<int64_t>(tasks), 1,
+                                        [&](int64_t begin, int64_t end) {
+                                            for (int64_t i = begin; i < end; i++)
+                                                task(arg, static_cast<size_t>(i));
+                                        });
+        };
+        return {parallel_for, torch::stable::get_num_threads(), nullptr, false, nullptr};
+    }
+    // The current stream. libtorch_cuda is not linked: this library loads where there is none.
+    lowbit_executor gpu() const {
+        using GetStream = AOTITorchError (*)(int32_t, void **);
+        static const auto get_stream = [] {
+            void *library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+            return reinterpret_cast<GetStream>(
+                library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr);
+        }();
+        void *stream = nullptr;
+        if (!get_stream || get_stream(index_, &stream) != AOTI_TORCH_SUCCESS)
+            throw std::runtime_error(std::string("lowbit::") + name_ +
+                                     ": torch does not tell its current CUDA stream");
+        return {nullptr, 0, nullptr, true, stream};
+    }
+
+    const char *name_;
+    bool on_cuda_;
+    int32_t index_ = 0;
+    std::optional<torch::stable::accelerator::DeviceGuard> guard_;
+};
+
 // An error that names the operator, the argument, what was given and the rule.
 template <class... Given>
-[[noreturn]] void refuse(const char *op, const char *name, const Given &...rest) {
+[[noreturn]] void refuse(const Op &op, const char *name, const Given &...rest) {
     std::ostringstream text;
-    text << "lowbit::" << op << ": " << name;
+    text << "lowbit::" << op.name() << ": " << name;
     (text << ... << rest);
     throw std::runtime_error(text.str()); // torch makes it a RuntimeError
 }
@@ -68,7 +121,7 @@ inline const char *to_string(ScalarType type) {
     }
 }
 
-inline lowbit_dtype dtype_of(const char *op, const char *name, ScalarType type) {
+inline lowbit_dtype dtype_of(const Op &op, const char *name, ScalarType type) {
     switch (type) {
     case ScalarType::Float: return LOWBIT_FLOAT32;
     case ScalarType::Half: return LOWBIT_FLOAT16;
@@ -85,7 +138,7 @@ inline lowbit_dtype dtype_of(const char *op, const char *name, ScalarType type) 
 
 // The float dtype of a result. Left to the C library, a wrong one would be blamed on the result,
 // which the caller did not pass.
-inline ScalarType float_type(const char *op, const char *name, OptionalType given,
+inline ScalarType float_type(const Op &op, const char *name, OptionalType given,
                              ScalarType otherwise) {
     if (!given)
         return otherwise;
@@ -95,7 +148,7 @@ inline ScalarType float_type(const char *op, const char *name, OptionalType give
 }
 
 // A threshold as fp32. One that underflows would become 0, which means that there is none.
-inline float threshold_of(const char *op, double given) {
+inline float threshold_of(const Op &op, double given) {
     const float threshold = static_cast<float>(given);
     if (given != 0 && threshold == 0)
         refuse(op, "threshold", " is ", given, ", expected 0 or a number that float32 can hold");
@@ -108,22 +161,23 @@ struct View {
     lowbit_tensor tensor;
 };
 
-inline View make_view(const char *op, const char *name, const Tensor &tensor, void *data,
-                      size_t rows, size_t cols, size_t stride) {
+inline View make_view(const Op &op, const char *name, const Tensor &tensor, void *data, size_t rows,
+                      size_t cols, size_t stride) {
     return {tensor, {data, dtype_of(op, name, tensor.scalar_type()), rows, cols, stride}};
 }
 
 // For operators that write into their arguments: autograd would not notice.
-inline void check_no_grad(const char *op) {
+inline void check_no_grad(const Op &op) {
     if (aoti_torch_grad_mode_is_enabled())
-        throw std::runtime_error(std::string("lowbit::") + op +
+        throw std::runtime_error(std::string("lowbit::") + op.name() +
                                  ": works in place and has no gradient, expected a call under "
                                  "torch.no_grad()");
 }
 
-inline void check_on_cpu(const char *op, const char *name, const Tensor &tensor) {
-    if (!tensor.is_cpu())
-        refuse(op, name, " is on another device than the CPU, expected all tensors on one device");
+inline void check_device(const Op &op, const char *name, const Tensor &tensor) {
+    if (!op.holds(tensor))
+        refuse(op, name, " is on another device than ", op.on_cuda() ? "that GPU" : "the CPU",
+               ", expected all tensors on one device");
 }
 
 // The distance between rows of [..., K] when the leading dimensions are evenly spaced, else -1.
@@ -145,8 +199,8 @@ inline int64_t row_stride(const Tensor &tensor) {
 }
 
 // An input [..., K] as [rows, K]: in place when its rows are evenly spaced, as a copy otherwise.
-inline View rows_of(const char *op, const char *name, const Tensor &given) {
-    check_on_cpu(op, name, given);
+inline View rows_of(const Op &op, const char *name, const Tensor &given) {
+    check_device(op, name, given);
     if (given.dim() == 0)
         refuse(op, name, " has shape [], expected at least one dimension");
     const bool in_place = given.numel() == 0 || row_stride(given) >= 0;
@@ -161,8 +215,8 @@ inline View rows_of(const char *op, const char *name, const Tensor &given) {
 }
 
 // A contiguous weight [N, K]. Never a copy: it would double the memory that int8 saves.
-inline View weight_of(const char *op, const char *name, const Tensor &tensor) {
-    check_on_cpu(op, name, tensor);
+inline View weight_of(const Op &op, const char *name, const Tensor &tensor) {
+    check_device(op, name, tensor);
     if (tensor.dim() != 2)
         refuse(op, name, " has shape ", to_string(shape_of(tensor)), ", expected 2 dimensions");
     if (!tensor.is_contiguous())
@@ -172,16 +226,15 @@ inline View weight_of(const char *op, const char *name, const Tensor &tensor) {
                      static_cast<size_t>(tensor.size(0)), k, k);
 }
 
-inline void check_shape(const char *op, const char *name, const Tensor &tensor,
-                        const Shape &shape) {
+inline void check_shape(const Op &op, const char *name, const Tensor &tensor, const Shape &shape) {
     if (shape_of(tensor) != shape)
         refuse(op, name, " has shape ", to_string(shape_of(tensor)), ", expected ",
                to_string(shape));
 }
 
 // A contiguous input of the given shape, as a vector.
-inline View vector_of(const char *op, const char *name, const Tensor &tensor, const Shape &shape) {
-    check_on_cpu(op, name, tensor);
+inline View vector_of(const Op &op, const char *name, const Tensor &tensor, const Shape &shape) {
+    check_device(op, name, tensor);
     check_shape(op, name, tensor, shape);
     if (!tensor.is_contiguous())
         refuse(op, name, " is not contiguous");
@@ -189,7 +242,7 @@ inline View vector_of(const char *op, const char *name, const Tensor &tensor, co
                      static_cast<size_t>(tensor.numel()), 1, 1);
 }
 
-inline std::optional<View> vector_of(const char *op, const char *name, const OptionalTensor &tensor,
+inline std::optional<View> vector_of(const Op &op, const char *name, const OptionalTensor &tensor,
                                      const Shape &shape) {
     if (!tensor)
         return std::nullopt;
@@ -197,15 +250,15 @@ inline std::optional<View> vector_of(const char *op, const char *name, const Opt
 }
 
 // A contiguous input of any shape, as a vector of its elements. Never a copy.
-inline View flat_of(const char *op, const char *name, const Tensor &tensor) {
-    check_on_cpu(op, name, tensor);
+inline View flat_of(const Op &op, const char *name, const Tensor &tensor) {
+    check_device(op, name, tensor);
     if (!tensor.is_contiguous())
         refuse(op, name, " is not contiguous");
     return make_view(op, name, tensor, const_cast<void *>(tensor.const_data_ptr()),
                      static_cast<size_t>(tensor.numel()), 1, 1);
 }
 
-inline std::optional<View> flat_of(const char *op, const char *name, const OptionalTensor &tensor) {
+inline std::optional<View> flat_of(const Op &op, const char *name, const OptionalTensor &tensor) {
     if (!tensor)
         return std::nullopt;
     return flat_of(op, name, *tensor);
@@ -213,18 +266,18 @@ inline std::optional<View> flat_of(const char *op, const char *name, const Optio
 
 // An input of any shape and strides, as a vector of its elements in row-major order: in place when it
 // is contiguous, as a copy otherwise.
-inline View elements_of(const char *op, const char *name, const Tensor &given) {
-    check_on_cpu(op, name, given);
+inline View elements_of(const Op &op, const char *name, const Tensor &given) {
+    check_device(op, name, given);
     return flat_of(op, name, given.is_contiguous() ? given : torch::stable::contiguous(given));
 }
 
-inline void check_blocksize(const char *op, int64_t blocksize) {
+inline void check_blocksize(const Op &op, int64_t blocksize) {
     if (blocksize < 32 || blocksize > 4096 || (blocksize & (blocksize - 1)))
         refuse(op, "blocksize", " is ", blocksize, ", expected a power of two from 32 to 4096");
 }
 
 // How many blocks hold a tensor's elements.
-inline int64_t block_count(const char *op, const Tensor &tensor, int64_t blocksize) {
+inline int64_t block_count(const Op &op, const Tensor &tensor, int64_t blocksize) {
     check_blocksize(op, blocksize);
     return (tensor.numel() + blocksize - 1) / blocksize;
 }
@@ -234,7 +287,7 @@ inline const lowbit_tensor *pointer(const std::optional<View> &view) {
 }
 
 // A new tensor of this shape and dtype, as [rows, cols].
-inline View new_rows(const char *op, const char *name, const Tensor &like, const Shape &shape,
+inline View new_rows(const Op &op, const char *name, const Tensor &like, const Shape &shape,
                      ScalarType type) {
     const Tensor tensor = torch::stable::new_empty(like, shape, type);
     const size_t cols = static_cast<size_t>(shape.back());
@@ -244,7 +297,7 @@ inline View new_rows(const char *op, const char *name, const Tensor &like, const
     return make_view(op, name, tensor, tensor.mutable_data_ptr(), rows, cols, cols);
 }
 
-inline View new_vector(const char *op, const char *name, const Tensor &like, const Shape &shape,
+inline View new_vector(const Op &op, const char *name, const Tensor &like, const Shape &shape,
                        ScalarType type) {
     const Tensor tensor = torch::stable::new_empty(like, shape, type);
     return make_view(op, name, tensor, tensor.mutable_data_ptr(),
@@ -263,18 +316,6 @@ inline Shape without_last(const Tensor &tensor) {
     if (!shape.empty())
         shape.pop_back();
     return shape;
-}
-
-// Torch's own threads. Inside another parallel region torch runs all tasks on the calling thread.
-inline lowbit_executor executor() {
-    const auto parallel_for = [](void *, size_t tasks, lowbit_task task, void *arg) {
-        torch::stable::parallel_for(0, static_cast<int64_t>(tasks), 1,
-                                    [&](int64_t begin, int64_t end) {
-                                        for (int64_t i = begin; i < end; i++)
-                                            task(arg, static_cast<size_t>(i));
-                                    });
-    };
-    return {parallel_for, torch::stable::get_num_threads(), nullptr};
 }
 
 // Scratch memory from torch's allocator, aligned to 64 bytes.
@@ -301,5 +342,21 @@ inline void check(lowbit_status status) {
 }
 
 } // namespace lowbit
+
+// Registers lowbit::name, one function for all devices that this build serves.
+#if LOWBIT_CUDA
+#define LOWBIT_REGISTER(name)                                                                      \
+    STABLE_TORCH_LIBRARY_IMPL(lowbit, CPU, m) {                                                    \
+        m.impl(#name, TORCH_BOX(&lowbit::name));                                                   \
+    }                                                                                              \
+    STABLE_TORCH_LIBRARY_IMPL(lowbit, CUDA, m) {                                                   \
+        m.impl(#name, TORCH_BOX(&lowbit::name));                                                   \
+    }
+#else
+#define LOWBIT_REGISTER(name)                                                                      \
+    STABLE_TORCH_LIBRARY_IMPL(lowbit, CPU, m) {                                                    \
+        m.impl(#name, TORCH_BOX(&lowbit::name));                                                   \
+    }
+#endif
 
 #endif

@@ -170,7 +170,7 @@ TEST(Adam8bitStep, SharesManySmallParameters) {
                                           for (size_t i = 0; i < tasks; i++)
                                               task(arg, i);
                                       },
-                                      4, &calls};
+                                      4, &calls, false, nullptr};
     ASSERT_EQ(lowbit_adam8bit_step(&args, &executor), LOWBIT_OK);
     EXPECT_EQ(calls.calls, 1u);
     EXPECT_EQ(calls.tasks, 4u);

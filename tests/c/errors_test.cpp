@@ -444,7 +444,7 @@ TEST_P(Errors, LargerThanTheAddressSpace) {
 
 TEST_P(Errors, UnusableExecutor) {
     Call call(op);
-    lowbit_executor executor{nullptr, 2, nullptr};
+    lowbit_executor executor{nullptr, 2, nullptr, false, nullptr};
     call.executor = &executor;
     call.expect_refused({"executor", "no parallel_for"});
     executor.parallel_for = [](void *, size_t, lowbit_task, void *) { FAIL() << "called"; };

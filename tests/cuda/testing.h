@@ -51,19 +51,23 @@ template <typename T> class Device {
 // A tensor's elements on the device, and what stands there later.
 class DeviceTensor {
   public:
-    DeviceTensor(const Tensor &tensor, size_t shift, bool copied = true)
-        : bytes_(tensor.buffer().size(), shift) {
+    explicit DeviceTensor(const Tensor &tensor, size_t shift = 0, bool copied = true)
+        : view_(*static_cast<const lowbit_tensor *>(tensor)),
+          bytes_(tensor.buffer().size(), shift) {
+        view_.data = bytes_.data();
         const auto *data = tensor.buffer().as<uint8_t>();
         if (copied)
             bytes_.set(std::vector<uint8_t>(data, data + bytes_.size()));
     }
     template <typename T> T *data() const { return reinterpret_cast<T *>(bytes_.data()); }
+    operator const lowbit_tensor *() const { return &view_; }
     void get(Tensor &tensor) const {
         const std::vector<uint8_t> bytes = bytes_.get();
         std::copy(bytes.begin(), bytes.end(), tensor.buffer().as<uint8_t>());
     }
 
   private:
+    lowbit_tensor view_;
     Device<uint8_t> bytes_;
 };
 

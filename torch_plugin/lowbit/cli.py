@@ -95,4 +95,7 @@ def _cuda() -> str:
     if not torch.cuda.is_available():
         built = torch.version.cuda
         return f"no device (torch built for {built})" if built else "torch built without it"
-    return f"{torch.version.cuda}, {torch.cuda.get_device_name()}; lowbit has CPU kernels only"
+    key = torch._C._dispatch_key_for_device("cuda")
+    there = torch._C._dispatch_has_kernel_for_dispatch_key("lowbit::int8_linear", key)
+    kernels = "kernels for it" if there else "CPU kernels only"
+    return f"{torch.version.cuda}, {torch.cuda.get_device_name()}; lowbit has {kernels}"

@@ -8,6 +8,8 @@
 
 #include "../../cpu/common/floats.h"
 
+#include <type_traits>
+
 // load: exact. store: rounds half to even; a NaN becomes the positive quiet NaN.
 template <lowbit_float type> struct Float;
 
@@ -39,6 +41,11 @@ template <> struct Float<bf16> {
         return v != v ? 0x7fc0 : (Bits)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
     }
 };
+
+template <lowbit_float type> using lb_bits = typename Float<type>::Bits;
+
+// How many elements 16 bytes hold.
+template <lowbit_float type> constexpr int lb_vector = 16 / sizeof(lb_bits<type>);
 
 // n neighbours of type T that are read and written together, aligned to their size: 16, 8 or 4
 // bytes, or one T. In words, since ptxas keeps an array of bytes or halves in memory.
@@ -98,6 +105,62 @@ __device__ __forceinline__ void lb_store(typename Float<type>::Bits *to, const f
     for (int i = 0; i < n; i++)
         pack.set(i, Float<type>::store(values[i]));
     lb_write(to, pack);
+}
+
+// Eight elements from element i of n on, zeros or nothing beyond; aligned: array starts at 16 bytes and
+// i is a multiple of 8.
+template <lowbit_float type>
+__device__ __forceinline__ void lb_load8(float (&values)[8], const lb_bits<type> *array, size_t i,
+                                         size_t n, bool aligned) {
+    if (aligned && i + 8 <= n) {
+        constexpr int each = lb_vector<type>;
+        for (int j = 0; j < 8; j += each)
+            lb_load<type>(reinterpret_cast<float (&)[each]>(values[j]), array + i + j);
+    } else {
+        for (int j = 0; j < 8; j++)
+            values[j] = i + j < n ? Float<type>::load(array[i + j]) : 0.0f;
+    }
+}
+template <lowbit_float type>
+__device__ __forceinline__ void lb_store8(lb_bits<type> *array, size_t i, size_t n, bool aligned,
+                                          const float (&values)[8]) {
+    if (aligned && i + 8 <= n) {
+        constexpr int each = lb_vector<type>;
+        for (int j = 0; j < 8; j += each)
+            lb_store<type>(array + i + j, reinterpret_cast<const float (&)[each]>(values[j]));
+    } else {
+        for (int j = 0; j < 8 && i + j < n; j++)
+            array[i + j] = Float<type>::store(values[j]);
+    }
+}
+
+// Calls launch with the type as a constant.
+template <class Launch> auto lb_with_type(lowbit_float type, Launch launch) {
+    switch (type) {
+    case f16: return launch(std::integral_constant<lowbit_float, f16>());
+    case bf16: return launch(std::integral_constant<lowbit_float, bf16>());
+    default: return launch(std::integral_constant<lowbit_float, f32>());
+    }
+}
+
+inline bool __host__ __device__ lb_aligned(const void *p, size_t bytes) {
+    return reinterpret_cast<uintptr_t>(p) % bytes == 0;
+}
+
+// Element i of an array whose type is only known at run time.
+__device__ __forceinline__ float lb_load_any(lowbit_float type, const void *array, size_t i) {
+    switch (type) {
+    case f32: return static_cast<const float *>(array)[i];
+    case f16: return Float<f16>::load(static_cast<const uint16_t *>(array)[i]);
+    default: return Float<bf16>::load(static_cast<const uint16_t *>(array)[i]);
+    }
+}
+__device__ __forceinline__ void lb_store_any(lowbit_float type, void *array, size_t i, float v) {
+    switch (type) {
+    case f32: static_cast<uint32_t *>(array)[i] = Float<f32>::store(v); break;
+    case f16: static_cast<uint16_t *>(array)[i] = Float<f16>::store(v); break;
+    default: static_cast<uint16_t *>(array)[i] = Float<bf16>::store(v);
+    }
 }
 
 #endif

@@ -96,6 +96,13 @@ __device__ __forceinline__ uint4 ldg_nc_v4(const void *p) {
     return v;
 }
 
+// 8 of them.
+__device__ __forceinline__ uint2 ldg_nc_v2(const void *p) {
+    uint2 v;
+    asm("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+    return v;
+}
+
 } // namespace ptx
 
 #endif

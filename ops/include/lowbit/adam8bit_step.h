@@ -89,6 +89,24 @@ typedef struct lowbit_adam8bit_step_args {
 LOWBIT_API lowbit_status lowbit_adam8bit_step(const lowbit_adam8bit_step_args *args,
                                               const lowbit_executor *executor);
 
+// On a GPU step, lr, grad_scale and found_inf of args do not count, but what stands here in its memory
+// when the kernel runs, and is not checked.
+typedef struct lowbit_device_number {
+    const void *data;
+    enum { LOWBIT_DEVICE_FLOAT32, LOWBIT_DEVICE_FLOAT64, LOWBIT_DEVICE_INT64 } type;
+} lowbit_device_number;
+
+typedef struct lowbit_adam8bit_device_numbers {
+    lowbit_device_number step, lr;
+    const float *grad_scale; // or null: 1
+    const float *found_inf;  // or null: 0
+} lowbit_adam8bit_device_numbers;
+
+// In a build with CUDA. The same bits as lowbit_adam8bit_step; one launch for every 400 parameters.
+LOWBIT_API lowbit_status lowbit_adam8bit_step_cuda(const lowbit_adam8bit_step_args *args,
+                                                   const lowbit_adam8bit_device_numbers *numbers,
+                                                   const lowbit_executor *executor);
+
 #ifdef __cplusplus
 }
 #endif

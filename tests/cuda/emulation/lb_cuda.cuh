@@ -173,6 +173,21 @@ LB_EMULATED float __fsqrt_rn(float a) {
     return __builtin_sqrtf(a);
 }
 
+LB_EMULATED float __fsub_ru(float a, float b) {
+    const float difference = a - b; // rounded to nearest, and what it lacks (Knuth)
+    const double exact = (double)a - (double)b;
+    return (double)difference < exact ? std::nextafterf(difference, INFINITY) : difference;
+}
+LB_EMULATED int __float2int_rn(float a) {
+    if (a != a)
+        return 0;
+    if (a >= 0x1p31f)
+        return INT32_MAX;
+    return a <= -0x1p31f ? INT32_MIN : (int)std::nearbyintf(a);
+}
+LB_EMULATED int __popc(unsigned x) { return __builtin_popcount(x); }
+LB_EMULATED int __ffs(int x) { return __builtin_ffs(x); }
+
 using std::max;
 using std::min;
 

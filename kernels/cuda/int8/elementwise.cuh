@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: MIT
+// To int8 codes and back. ../../../ops/include/lowbit/int8_quantize.h says what each number is.
+#ifndef LOWBIT_KERNELS_CUDA_INT8_ELEMENTWISE_CUH
+#define LOWBIT_KERNELS_CUDA_INT8_ELEMENTWISE_CUH
+
+#include "rows.cuh"
+
+namespace {
+
+// Not less than value, as fp32 or fp16.
+__device__ __forceinline__ float rounded_up(lowbit_float type, float value) {
+    return type == f16 ? __half2float(__float2half_ru(value)) : value;
+}
+
+__device__ __forceinline__ float rounded(lowbit_float type, float value) {
+    return type == f16 ? __half2float(__float2half_rn(value)) : value;
+}
+
+__device__ __forceinline__ float inverse_of(float absmax) {
+    return absmax >= 0x1p-118f ? __fdiv_rn(127.0f, absmax) : 0.0f;
+}
+
+__device__ __forceinline__ void store_codes(int8_t *q, size_t i, size_t k, bool aligned,
+                                            const int (&code)[8]) {
+    if (aligned && i + 8 <= k) {
+        uint32_t words[2] = {0, 0};
+        for (int j = 0; j < 8; j++)
+            words[j / 4] |= static_cast<uint32_t>(code[j] & 0xff) << (j % 4 * 8);
+        *reinterpret_cast<uint2 *>(q + i) = make_uint2(words[0], words[1]);
+    } else {
+        for (int j = 0; j < 8 && i + j < k; j++)
+            q[i + j] = static_cast<int8_t>(code[j]);
+    }
+}
+
+__device__ __forceinline__ int clamped_code(float scaled) {
+    return max(-127, min(127, __float2int_rn(scaled)));
+}
+
+// A block of threads quantizes a row after the other.
+template <lowbit_float type>
+__global__ void __launch_bounds__(ROW_THREADS)
+    quantize_kernel(const lb_bits<type> *x, size_t m, size_t k, size_t x_stride, float t, int8_t *q,
+                    size_t q_stride, lowbit_float scale_type, void *absmax) {
+    LB_SHARED(of_warp, float[ROW_WARPS]);
+    for (size_t row = blockIdx.x; row < m; row += gridDim.x) {
+        const lb_bits<type> *from = x + row * x_stride;
+        int8_t *to = q + row * q_stride;
+        const bool x_aligned = lb_aligned(from, 16), q_aligned = lb_aligned(to, 8);
+        float most = 0.0f;
+        for (size_t i = 8 * threadIdx.x; i < k; i += 8 * ROW_THREADS) {
+            float v[8];
+            lb_load8<type>(v, from, i, k, x_aligned);
+            for (int j = 0; j < 8; j++)
+                if (fabsf(v[j]) < t)
+                    most = fmaxf(most, fabsf(v[j]));
+        }
+        const float scale = rounded_up(scale_type, block_max(most, of_warp)),
+                    inv = inverse_of(scale);
+        for (size_t i = 8 * threadIdx.x; i < k; i += 8 * ROW_THREADS) {
+            float v[8];
+            int code[8];
+            lb_load8<type>(v, from, i, k, x_aligned);
+            for (int j = 0; j < 8; j++)
+                code[j] = fabsf(v[j]) < t ? clamped_code(__fmul_rn(v[j], inv)) : 0;
+            store_codes(to, i, k, q_aligned, code);
+        }
+        if (threadIdx.x == 0)
+            lb_store_any(scale_type, absmax, row, scale);
+        __syncthreads(); // the next row reuses of_warp
+    }
+}
+
+// The zero-point form.
+template <lowbit_float type>
+__global__ void __launch_bounds__(ROW_THREADS)
+    quantize_offset_kernel(const lb_bits<type> *weight, size_t n, size_t k, size_t stride,
+                           int8_t *q, size_t q_stride, lowbit_float scale_type, void *absmax,
+                           void *offset) {
+    LB_SHARED(highest, float[ROW_WARPS]);
+    LB_SHARED(lowest, float[ROW_WARPS]);
+    for (size_t row = blockIdx.x; row < n; row += gridDim.x) {
+        const lb_bits<type> *from = weight + row * stride;
+        int8_t *to = q + row * q_stride;
+        const bool w_aligned = lb_aligned(from, 16), q_aligned = lb_aligned(to, 8);
+        float high = -INFINITY, low = -INFINITY; // the latter of the negated elements
+        for (size_t i = 8 * threadIdx.x; i < k; i += 8 * ROW_THREADS) {
+            float v[8];
+            lb_load8<type>(v, from, i, k, w_aligned);
+            for (int j = 0; j < 8; j++)
+                if (i + j < k && fabsf(v[j]) < INFINITY) {
+                    high = fmaxf(high, v[j]);
+                    low = fmaxf(low, -v[j]);
+                }
+        }
+        high = block_max(high, highest);
+        low = -block_max(low, lowest);
+        if (!(low <= high)) // a row without finite elements
+            high = low = 0.0f;
+        high = high == 0.0f ? 0.0f : high; // not -0
+        low = low == 0.0f ? 0.0f : low;
+        const float middle =
+            rounded(scale_type, __fadd_rn(__fmul_rn(0.5f, high), __fmul_rn(0.5f, low)));
+        const float scale =
+            rounded_up(scale_type, fmaxf(__fsub_ru(high, middle), __fsub_ru(middle, low)));
+        const float inv = inverse_of(scale);
+        for (size_t i = 8 * threadIdx.x; i < k; i += 8 * ROW_THREADS) {
+            float v[8];
+            int code[8];
+            lb_load8<type>(v, from, i, k, w_aligned);
+            for (int j = 0; j < 8; j++)
+                code[j] = fabsf(v[j]) < INFINITY
+                              ? clamped_code(__fmul_rn(__fsub_rn(v[j], middle), inv))
+                              : 0;
+            store_codes(to, i, k, q_aligned, code);
+        }
+        if (threadIdx.x == 0) {
+            lb_store_any(scale_type, absmax, row, scale);
+            lb_store_any(scale_type, offset, row, middle);
+        }
+        __syncthreads(); // the next row reuses highest and lowest
+    }
+}
+
+// A thread turns eight codes of a row into numbers; a block of threads takes a piece of a row.
+template <lowbit_float type>
+__global__ void __launch_bounds__(ROW_THREADS)
+    dequantize_kernel(const int8_t *q, size_t m, size_t k, size_t q_stride, lowbit_float scale_type,
+                      const void *absmax, const void *offset, lb_bits<type> *y, size_t y_stride) {
+    const size_t pieces = (k + 8 * ROW_THREADS - 1) / (8 * ROW_THREADS);
+    for (size_t piece = blockIdx.x; piece < m * pieces; piece += gridDim.x) {
+        const size_t row = piece / pieces, i = (piece % pieces * ROW_THREADS + threadIdx.x) * 8;
+        if (i >= k)
+            continue;
+        const Scale scale = {__fdiv_rn(lb_load_any(scale_type, absmax, row), 127.0f),
+                             offset ? lb_load_any(scale_type, offset, row) : 0.0f,
+                             offset != nullptr};
+        const int8_t *from = q + row * q_stride + i;
+        float values[8];
+        if (i + 8 <= k && lb_aligned(from, 8)) {
+            const uint2 codes = *reinterpret_cast<const uint2 *>(from);
+            for (int j = 0; j < 8; j++)
+                values[j] =
+                    scale.weight(static_cast<int8_t>((j < 4 ? codes.x : codes.y) >> (j % 4 * 8)));
+        } else {
+            for (int j = 0; j < 8; j++)
+                values[j] = i + j < k ? scale.weight(from[j]) : 0.0f;
+        }
+        lb_bits<type> *to = y + row * y_stride;
+        lb_store8<type>(to, i, k, lb_aligned(to, 16), values);
+    }
+}
+
+} // namespace
+
+#endif

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: MIT
+// The int8 kernels for sm_80 and later. launch.h says what each launcher does.
+
+#include "decode.cuh"
+#include "elementwise.cuh"
+#include "gemm.cuh"
+
+namespace {
+
+constexpr size_t MOST_BLOCKS = 132 * 16; // of threads, in a kernel that loops over its work
+
+dim3 grid_for(size_t pieces) {
+    return dim3(static_cast<unsigned>(pieces < MOST_BLOCKS ? pieces : MOST_BLOCKS));
+}
+
+bool aligned(const int8_t *rows, size_t k) {
+    return lb_aligned(rows, 16) && k % 16 == 0;
+}
+
+template <lowbit_float type>
+cudaError_t quantize_x(const lowbit_cuda_int8_linear &a, uint32_t *columns, cudaStream_t stream) {
+    return lb_launch(quantize_rows_kernel<type>, dim3(static_cast<unsigned>(a.m)),
+                     dim3(ROW_THREADS), 0, stream, static_cast<const lb_bits<type> *>(a.x),
+                     a.x_stride, a.k, a.threshold, a.rows, columns);
+}
+
+cudaError_t quantize_x(const lowbit_cuda_int8_linear &a, uint32_t *columns, cudaStream_t stream) {
+    return lb_with_type(
+        a.x_type, [&](auto type) { return quantize_x<decltype(type)::value>(a, columns, stream); });
+}
+
+template <lowbit_float type, int TILES, bool FUSED>
+cudaError_t decode(const lowbit_cuda_int8_linear &a, cudaStream_t stream) {
+    const dim3 grid(static_cast<unsigned>((a.n + DECODE_ROWS - 1) / DECODE_ROWS));
+    const size_t shared =
+        FUSED ? a.m * (a.rows.stride + (32 + 1) * a.rows.chunks * sizeof(uint32_t)) : 0;
+    if (aligned(a.weight, a.k))
+        return lb_launch(decode_kernel<type, TILES, FUSED, true>, grid, dim3(ROW_THREADS), shared,
+                         stream, a);
+    return lb_launch(decode_kernel<type, TILES, FUSED, false>, grid, dim3(ROW_THREADS), shared,
+                     stream, a);
+}
+
+// Launches a kernel of tiles on all of [m, n].
+template <class Tile, class... Params, class... Args>
+cudaError_t launch_tiles(void (*kernel)(Params...), size_t m, size_t n, cudaStream_t stream,
+                         Args... args) {
+    const size_t shared = sizeof(typename Tile::Shared);
+    const cudaError_t error =
+        cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+    if (error != cudaSuccess)
+        return error;
+    const dim3 grid(static_cast<unsigned>((n + Tile::N - 1) / Tile::N),
+                    static_cast<unsigned>((m + Tile::M - 1) / Tile::M));
+    return lb_launch(kernel, grid, dim3(Tile::THREADS), shared, stream, args...);
+}
+
+// Few rows: small tiles, so that there are enough of them to keep memory busy. None needs more than the
+// 99 KB of shared memory that every GPU has.
+template <class Launch> cudaError_t with_tile(size_t m, Launch launch) {
+    if (m <= 32)
+        return launch(Tile<2, 2, 1, 2, 6>());
+    if (m <= 64)
+        return launch(Tile<4, 2, 1, 2, 5>());
+    if (m <= 256)
+        return launch(Tile<2, 4, 2, 2, 4>());
+    return launch(Tile<2, 4, 4, 4, 3>());
+}
+
+template <bool ALIGNED> cudaError_t linear(const lowbit_cuda_int8_linear &a, cudaStream_t stream) {
+    const Matrix<ALIGNED> weight = {a.weight, a.n, a.k, a.k};
+    return with_tile(a.m, [&](auto tile) {
+        using Tile = decltype(tile);
+        return launch_tiles<Tile>(linear_kernel<Tile, Matrix<ALIGNED>>, a.m, a.n, stream, a,
+                                  weight);
+    });
+}
+
+template <bool ALIGNED>
+cudaError_t matmul(const int8_t *a, size_t a_stride, const int8_t *b, size_t m, size_t n, size_t k,
+                   int32_t *c, size_t c_stride, cudaStream_t stream) {
+    const Matrix<ALIGNED> left = {a, m, a_stride, k}, right = {b, n, k, k};
+    return with_tile(m, [&](auto tile) {
+        using Tile = decltype(tile);
+        return launch_tiles<Tile>(matmul_kernel<Tile, Matrix<ALIGNED>, Matrix<ALIGNED>>, m, n,
+                                  stream, left, right, c, c_stride);
+    });
+}
+
+} // namespace
+
+extern "C" int lowbit_int8_linear_decode_launch(const lowbit_cuda_int8_linear *args, void *queue) {
+    const auto stream = static_cast<cudaStream_t>(queue);
+    const lowbit_cuda_int8_linear &a = *args;
+    if (a.m <= 2 && a.m * a.k <= LOWBIT_CUDA_FUSED) {
+        return lb_with_type(
+            a.x_type, [&](auto type) { return decode<decltype(type)::value, 1, true>(a, stream); });
+    }
+    const cudaError_t error = quantize_x(a, nullptr, stream);
+    if (error != cudaSuccess)
+        return error;
+    return a.m <= 8 ? decode<f32, 1, false>(a, stream) : decode<f32, 2, false>(a, stream);
+}
+
+extern "C" int lowbit_int8_linear_gemm_launch(const lowbit_cuda_int8_linear *args, void *queue) {
+    const auto stream = static_cast<cudaStream_t>(queue);
+    const lowbit_cuda_int8_linear &a = *args;
+    const size_t words = 32 * a.rows.chunks;
+    cudaError_t error = cudaMemsetAsync(a.panel.columns, 0, words * sizeof(uint32_t), stream);
+    if (error == cudaSuccess)
+        error = quantize_x(a, a.panel.columns, stream);
+    if (error == cudaSuccess && a.k)
+        error = lb_launch(gather_columns_kernel,
+                          dim3(static_cast<unsigned>((a.k + 31) / 32), PANEL_BLOCKS),
+                          dim3(PANEL_ROWS), 0, stream, a.weight, a.n, a.k, a.panel);
+    if (error != cudaSuccess)
+        return error;
+    return aligned(a.weight, a.k) ? linear<true>(a, stream) : linear<false>(a, stream);
+}
+
+extern "C" int lowbit_int8_matmul_launch(const int8_t *a, size_t a_stride, const int8_t *b,
+                                         size_t m, size_t n, size_t k, int32_t *c, size_t c_stride,
+                                         void *queue) {
+    const auto stream = static_cast<cudaStream_t>(queue);
+    if (aligned(a, k) && aligned(a, a_stride) && aligned(b, k))
+        return matmul<true>(a, a_stride, b, m, n, k, c, c_stride, stream);
+    return matmul<false>(a, a_stride, b, m, n, k, c, c_stride, stream);
+}
+
+extern "C" int lowbit_int8_quantize_launch(const void *x, lowbit_float x_type, size_t m, size_t k,
+                                           size_t x_stride, float threshold, int8_t *q,
+                                           size_t q_stride, lowbit_float scale_type, void *absmax,
+                                           void *queue) {
+    const auto stream = static_cast<cudaStream_t>(queue);
+    return lb_with_type(x_type, [&](auto constant) {
+        constexpr lowbit_float type = decltype(constant)::value;
+        return lb_launch(quantize_kernel<type>, grid_for(m), dim3(ROW_THREADS), 0, stream,
+                         static_cast<const lb_bits<type> *>(x), m, k, x_stride, threshold, q,
+                         q_stride, scale_type, absmax);
+    });
+}
+
+extern "C" int lowbit_int8_quantize_offset_launch(const void *weight, lowbit_float type, size_t n,
+                                                  size_t k, size_t stride, int8_t *q,
+                                                  size_t q_stride, lowbit_float scale_type,
+                                                  void *absmax, void *offset, void *queue) {
+    const auto stream = static_cast<cudaStream_t>(queue);
+    return lb_with_type(type, [&](auto constant) {
+        constexpr lowbit_float type = decltype(constant)::value;
+        return lb_launch(quantize_offset_kernel<type>, grid_for(n), dim3(ROW_THREADS), 0, stream,
+                         static_cast<const lb_bits<type> *>(weight), n, k, stride, q, q_stride,
+                         scale_type, absmax, offset);
+    });
+}
+
+extern "C" int lowbit_int8_dequantize_launch(const int8_t *q, size_t m, size_t k, size_t q_stride,
+                                             lowbit_float scale_type, const void *absmax,
+                                             const void *offset, lowbit_float y_type, void *y,
+                                             size_t y_stride, void *queue) {
+    const auto stream = static_cast<cudaStream_t>(queue);
+    return lb_with_type(y_type, [&](auto constant) {
+        constexpr lowbit_float type = decltype(constant)::value;
+        const size_t pieces = m * ((k + 8 * ROW_THREADS - 1) / (8 * ROW_THREADS));
+        return lb_launch(dequantize_kernel<type>, grid_for(pieces), dim3(ROW_THREADS), 0, stream, q,
+                         m, k, q_stride, scale_type, absmax, offset,
+                         static_cast<lb_bits<type> *>(y), y_stride);
+    });
+}

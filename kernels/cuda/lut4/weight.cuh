@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: MIT
+// Scales and values of a 4-bit weight, and rows of x in fp16.
+#ifndef LOWBIT_KERNELS_CUDA_LUT4_WEIGHT_CUH
+#define LOWBIT_KERNELS_CUDA_LUT4_WEIGHT_CUH
+
+#include "launch.h"
+#include <floats.cuh>
+
+namespace {
+
+constexpr int LUT4_THREADS = 256, LUT4_WARPS = LUT4_THREADS / 32;
+
+// A block's scale in two steps: what has to be loaded, so that loads can be under way early, and the
+// number that follows.
+struct ScaleParts {
+    float first;  // the scale, or nested_absmax
+    uint8_t code; // of nested_codebook
+};
+
+__device__ __forceinline__ ScaleParts load_scale(const lowbit_cuda_lut4_weight &w, size_t block) {
+    if (!w.nested_absmax)
+        return {static_cast<const float *>(w.absmax)[block], 0};
+    return {w.nested_absmax[block / 256], static_cast<const uint8_t *>(w.absmax)[block]};
+}
+
+__device__ __forceinline__ float scale_of(const lowbit_cuda_lut4_weight &w, ScaleParts parts,
+                                          const float *nested_codebook, float offset) {
+    if (!w.nested_absmax)
+        return parts.first;
+    return __fadd_rn(__fmul_rn(nested_codebook[parts.code], parts.first), offset);
+}
+
+// The power of two up to the magnitude of a number, or the least normal one.
+__device__ __forceinline__ float power_up_to(float magnitude) {
+    return __uint_as_float(max(__float_as_uint(magnitude) & 0x7f800000u, 0x00800000u));
+}
+
+// Products use the codebook divided by this: its largest value is then in [1, 2), or it is all zeros.
+__device__ __forceinline__ float codebook_unit(const float *codebook) {
+    float most = 0.0f;
+    for (int i = 0; i < 16; i++)
+        most = fmaxf(most, fabsf(codebook[i]));
+    return power_up_to(most);
+}
+
+// The values of a byte's two codes over the codebook's unit as fp16, the first in the low half, and with
+// PARTS == 2 what they lack to the fp32 values. Copies lie side by side, so that the lanes of a warp that read at once find
+// 32 different banks.
+template <int PARTS> struct Table {
+    static constexpr int COPIES = 32 / PARTS;
+    uint32_t entry[256][COPIES][PARTS];
+
+    __device__ __forceinline__ void fill(const float *codebook, int threads) {
+        const float unit = codebook_unit(codebook);
+        for (int byte = threadIdx.x; byte < 256; byte += threads) {
+            const float values[2] = {codebook[byte >> 4], codebook[byte & 15]};
+            uint32_t parts[PARTS] = {};
+            for (int i = 0; i < 2; i++) {
+                float rest = __fdiv_rn(values[i], unit);
+                for (int p = 0; p < PARTS; p++) {
+                    const __half part = __float2half_rn(rest);
+                    parts[p] |= static_cast<uint32_t>(__half_as_ushort(part)) << (16 * i);
+                    rest = __fsub_rn(rest, __half2float(part));
+                }
+            }
+            for (int i = 0; i < COPIES; i++) // beginning at different banks
+                for (int p = 0; p < PARTS; p++)
+                    entry[byte][(i + byte) % COPIES][p] = parts[p];
+        }
+    }
+    __device__ __forceinline__ void look_up(uint32_t byte, int lane,
+                                            uint32_t (&parts)[PARTS]) const {
+        for (int p = 0; p < PARTS; p++)
+            parts[p] = entry[byte][lane % COPIES][p];
+    }
+};
+
+// One block of threads prepares one row.
+template <lowbit_float type, int PARTS>
+__global__ void __launch_bounds__(LUT4_THREADS)
+    prepare_rows_kernel(const lb_bits<type> *x, size_t x_stride, size_t k,
+                        lowbit_cuda_lut4_rows rows) {
+    LB_SHARED(of_warp, float[LUT4_WARPS]);
+    const size_t m = blockIdx.x;
+    const lb_bits<type> *row = x + m * x_stride;
+    float most = 0.0f;
+    for (size_t i = threadIdx.x; i < k; i += LUT4_THREADS) {
+        const float magnitude = fabsf(Float<type>::load(row[i]));
+        if (magnitude < INFINITY)
+            most = fmaxf(most, magnitude);
+    }
+    for (int step = 16; step; step /= 2)
+        most = fmaxf(most, __shfl_xor_sync(LB_ALL_LANES, most, step));
+    if (threadIdx.x % 32 == 0)
+        of_warp[threadIdx.x / 32] = most;
+    __syncthreads();
+    for (int i = 0; i < LUT4_WARPS; i++)
+        most = fmaxf(most, of_warp[i]);
+    // Divided by it, the largest magnitude is at most 2^15.
+    const float scale = power_up_to(__fmul_rn(most, 0x1p-14f));
+    for (size_t i = threadIdx.x; i < k; i += LUT4_THREADS) {
+        float rest = __fdiv_rn(Float<type>::load(row[i]), scale);
+        for (int p = 0; p < PARTS; p++) {
+            const __half part = __float2half_rn(rest);
+            rows.halves[(p * gridDim.x + m) * k + i] = __half_as_ushort(part);
+            // Of an infinity nothing is left.
+            rest = fabsf(rest) < INFINITY ? __fsub_rn(rest, __half2float(part)) : 0.0f;
+        }
+    }
+    if (threadIdx.x == 0)
+        rows.scale[m] = scale;
+}
+
+__device__ __forceinline__ void store_sum(const lowbit_cuda_lut4_linear &a, size_t m, size_t n,
+                                          float sum, float unit) {
+    float y = __fmul_rn(__fmul_rn(sum, a.rows.scale[m]), unit);
+    if (a.bias)
+        y = __fadd_rn(y, lb_load_any(a.bias_type, a.bias, n));
+    lb_store_any(a.y_type, a.y, m * a.y_stride + n, y);
+}
+
+} // namespace
+
+#endif

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: MIT
+
+#include "int8_cuda.h"
+
+#include "arena.h"
+#include "cuda.h"
+#include "floats.h"
+
+#include "../kernels/cuda/int8/launch.h"
+
+enum {
+    BLOCK_M = 8192,   // rows of x at a time: scratch does not grow with all of them
+    DECODE_ROWS = 16, // the most that the kernel for few rows takes
+};
+
+static enum lowbit_float type_of(const lowbit_tensor *tensor) {
+    return (enum lowbit_float)tensor->dtype;
+}
+
+// The scratch of a block of rows; returns its size.
+static size_t plan(lowbit_cuda_int8_linear *c, size_t m, size_t n, size_t k, void *workspace) {
+    lowbit_arena arena = {workspace, 0};
+    lowbit_cuda_int8_rows *rows = &c->rows;
+    m = m < BLOCK_M ? m : BLOCK_M;
+    rows->stride = lowbit_round_up(k, LOWBIT_CUDA_ROW_ALIGN);
+    rows->chunks = (k + LOWBIT_CUDA_CHUNK - 1) / LOWBIT_CUDA_CHUNK;
+    const size_t words = 32 * rows->chunks;
+    rows->q = lowbit_take(&arena, m * rows->stride);
+    rows->largest = lowbit_take(&arena, m * sizeof *rows->largest);
+    rows->sum = lowbit_take(&arena, m * sizeof *rows->sum);
+    rows->mask = lowbit_take(&arena, m * words * sizeof *rows->mask);
+    rows->summary = lowbit_take(&arena, m * rows->chunks * sizeof *rows->summary);
+    if (m > DECODE_ROWS) {
+        lowbit_cuda_int8_panel *panel = &c->panel;
+        panel->columns = lowbit_take(&arena, words * sizeof *panel->columns);
+        panel->first = lowbit_take(&arena, words * sizeof *panel->first);
+        panel->capacity = n ? LOWBIT_CUDA_PANEL_BYTES / n : 0;
+        panel->capacity = panel->capacity < k ? panel->capacity : k;
+        panel->values = lowbit_take(&arena, panel->capacity * n);
+    }
+    return arena.used;
+}
+
+size_t lowbit_int8_linear_cuda_workspace_size(size_t m, size_t n, size_t k) {
+    lowbit_cuda_int8_linear c;
+    return k <= LOWBIT_INT8_LINEAR_MAX_K ? plan(&c, m, n, k, NULL) : 0;
+}
+
+lowbit_status lowbit_int8_linear_cuda(const char *op, const lowbit_int8_linear_args *args,
+                                      float threshold, void *stream, void *workspace,
+                                      size_t workspace_size) {
+    const lowbit_tensor *x = args->x, *weight = args->weight, *y = args->y;
+    LOWBIT_TRY(lowbit_check_workspace(
+        op, workspace, workspace_size,
+        lowbit_int8_linear_cuda_workspace_size(x->rows, weight->rows, x->cols)));
+    lowbit_cuda_int8_linear c = {
+        .n = weight->rows,
+        .k = x->cols,
+        .x_type = type_of(x),
+        .x_stride = x->stride,
+        .weight = weight->data,
+        .scale_type = type_of(args->absmax),
+        .absmax = args->absmax->data,
+        .offset = args->offset ? args->offset->data : NULL,
+        .bias_type = args->bias ? type_of(args->bias) : f32,
+        .bias = args->bias ? args->bias->data : NULL,
+        .threshold = threshold,
+        .y_type = type_of(y),
+        .y_stride = y->stride,
+    };
+    plan(&c, x->rows, c.n, c.k, workspace);
+    if (!c.n)
+        return LOWBIT_OK;
+    for (size_t m = 0; m < x->rows; m += c.m) {
+        c.m = x->rows - m < BLOCK_M ? x->rows - m : BLOCK_M;
+        c.x = lowbit_float_row(x, m);
+        c.y = lowbit_float_row(y, m);
+        LOWBIT_TRY(lowbit_cuda_status(op, x->rows <= DECODE_ROWS
+                                              ? lowbit_int8_linear_decode_launch(&c, stream)
+                                              : lowbit_int8_linear_gemm_launch(&c, stream)));
+    }
+    return LOWBIT_OK;
+}
+
+lowbit_status lowbit_int8_matmul_cuda(const char *op, const lowbit_tensor *a,
+                                      const lowbit_tensor *b, const lowbit_tensor *out,
+                                      void *stream) {
+    if (!b->rows)
+        return LOWBIT_OK;
+    for (size_t m = 0; m < a->rows; m += BLOCK_M) { // a grid has no room for any number of tiles
+        const size_t rows = a->rows - m < BLOCK_M ? a->rows - m : BLOCK_M;
+        LOWBIT_TRY(lowbit_cuda_status(
+            op, lowbit_int8_matmul_launch(
+                    (const int8_t *)a->data + m * a->stride, a->stride, b->data, rows, b->rows,
+                    a->cols, (int32_t *)out->data + m * out->stride, out->stride, stream)));
+    }
+    return LOWBIT_OK;
+}
+
+lowbit_status lowbit_int8_quantize_cuda(const char *op, const lowbit_tensor *x, float threshold,
+                                        const lowbit_tensor *q, const lowbit_tensor *absmax,
+                                        const lowbit_tensor *offset, void *stream) {
+    if (!x->rows)
+        return LOWBIT_OK;
+    if (offset)
+        return lowbit_cuda_status(
+            op, lowbit_int8_quantize_offset_launch(x->data, type_of(x), x->rows, x->cols, x->stride,
+                                                   q->data, q->stride, type_of(absmax),
+                                                   absmax->data, offset->data, stream));
+    return lowbit_cuda_status(
+        op, lowbit_int8_quantize_launch(x->data, type_of(x), x->rows, x->cols, x->stride, threshold,
+                                        q->data, q->stride, type_of(absmax), absmax->data, stream));
+}
+
+lowbit_status lowbit_int8_dequantize_cuda(const char *op, const lowbit_tensor *q,
+                                          const lowbit_tensor *absmax, const lowbit_tensor *offset,
+                                          const lowbit_tensor *out, void *stream) {
+    if (!q->rows || !q->cols)
+        return LOWBIT_OK;
+    return lowbit_cuda_status(
+        op, lowbit_int8_dequantize_launch(q->data, q->rows, q->cols, q->stride, type_of(absmax),
+                                          absmax->data, offset ? offset->data : NULL, type_of(out),
+                                          out->data, out->stride, stream));
+}

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: MIT
+
+#include "lut4_cuda.h"
+
+#include "arena.h"
+#include "cuda.h"
+#include "floats.h"
+
+#include "../kernels/cuda/lut4/launch.h"
+
+enum {
+    BLOCK_M = 8192,   // rows of x at a time: scratch does not grow with all of them
+    DECODE_ROWS = 16, // the most that the kernel for few rows takes
+    TILE = 64,        // rows and columns of y in a tile of the other one, and its steps in k
+    // Blocks of threads that keep a GPU busy, and the most parts of k. A number of the GPU at hand would
+    // make results differ from one to the next.
+    BLOCKS = 264,
+    MOST_SPLITS = 8,
+    MOST_ROWS = 256, // of x, that are worth decoding the weight for in every tile
+};
+
+static enum lowbit_float type_of(const lowbit_tensor *tensor) {
+    return (enum lowbit_float)tensor->dtype;
+}
+
+static lowbit_cuda_lut4_weight weight_of(const lowbit_lut4_weight *w, size_t elements) {
+    return (lowbit_cuda_lut4_weight){
+        .packed = w->packed->data,
+        .codebook = w->codebook->data,
+        .elements = elements,
+        .blocksize = (int)w->blocksize,
+        .absmax = w->absmax->data,
+        .nested_absmax = w->nested_absmax ? w->nested_absmax->data : NULL,
+        .nested_codebook = w->nested_codebook ? w->nested_codebook->data : NULL,
+        .nested_offset = w->nested_offset ? w->nested_offset->data : NULL,
+    };
+}
+
+static bool fits(const lowbit_lut4_weight *weight, size_t k) {
+    return k % TILE == 0 && weight->blocksize >= TILE && k % weight->blocksize == 0 &&
+           (uintptr_t)weight->packed->data % 16 == 0;
+}
+
+bool lowbit_lut4_linear_cuda_takes(const lowbit_lut4_weight *weight, size_t m, size_t k) {
+    return m <= MOST_ROWS && fits(weight, k);
+}
+
+static int splits_of(size_t m, size_t n, size_t k) {
+    const size_t tiles = ((m + TILE - 1) / TILE) * ((n + TILE - 1) / TILE);
+    size_t splits = tiles ? BLOCKS / tiles : 1;
+    splits = splits < MOST_SPLITS ? splits : MOST_SPLITS;
+    splits = splits < k / TILE ? splits : k / TILE;
+    return splits ? (int)splits : 1;
+}
+
+// The scratch of a block of rows; returns its size.
+static size_t plan(lowbit_cuda_lut4_linear *c, size_t m, size_t n, size_t k, void *workspace) {
+    lowbit_arena arena = {workspace, 0};
+    m = m < BLOCK_M ? m : BLOCK_M;
+    c->rows.halves = lowbit_take(&arena, 2 * m * k * sizeof *c->rows.halves);
+    c->rows.scale = lowbit_take(&arena, m * sizeof *c->rows.scale);
+    c->splits = splits_of(m, n, k);
+    c->partial = NULL;
+    if (m > DECODE_ROWS && c->splits > 1)
+        c->partial = lowbit_take(&arena, (size_t)c->splits * m * n * sizeof *c->partial);
+    return arena.used;
+}
+
+size_t lowbit_lut4_linear_cuda_workspace_size(size_t m, size_t n, size_t k) {
+    lowbit_cuda_lut4_linear c;
+    return plan(&c, m, n, k, NULL);
+}
+
+lowbit_status lowbit_lut4_linear_cuda(const char *op, const lowbit_lut4_linear_args *args,
+                                      void *stream, void *workspace, size_t workspace_size) {
+    const lowbit_tensor *x = args->x, *y = args->y;
+    const size_t rows = x->rows, n = y->cols, k = x->cols;
+    LOWBIT_TRY(lowbit_check_workspace(op, workspace, workspace_size,
+                                      lowbit_lut4_linear_cuda_workspace_size(rows, n, k)));
+    if (!fits(&args->weight, k))
+        return lowbit_fail(
+            LOWBIT_UNSUPPORTED,
+            "%s: on a GPU, k is %zu, blocksize %zu and packed at %p; expected k a "
+            "multiple of blocksize, that at least 64, and packed aligned to 16 bytes",
+            op, k, args->weight.blocksize, args->weight.packed->data);
+    lowbit_cuda_lut4_linear c = {
+        .n = n,
+        .k = k,
+        .x_type = type_of(x),
+        .x_stride = x->stride,
+        .weight = weight_of(&args->weight, n * k),
+        .bias_type = args->bias ? type_of(args->bias) : f32,
+        .bias = args->bias ? args->bias->data : NULL,
+        .y_type = type_of(y),
+        .y_stride = y->stride,
+    };
+    plan(&c, rows, n, k, workspace);
+    if (!n)
+        return LOWBIT_OK;
+    for (size_t m = 0; m < rows; m += c.m) {
+        c.m = rows - m < BLOCK_M ? rows - m : BLOCK_M;
+        c.x = lowbit_float_row(x, m);
+        c.y = lowbit_float_row(y, m);
+        LOWBIT_TRY(lowbit_cuda_status(op, rows <= DECODE_ROWS
+                                              ? lowbit_lut4_linear_decode_launch(&c, stream)
+                                              : lowbit_lut4_linear_tiles_launch(&c, stream)));
+    }
+    return LOWBIT_OK;
+}
+
+lowbit_status lowbit_lut4_dequantize_cuda(const char *op, const lowbit_lut4_weight *weight,
+                                          const lowbit_tensor *out, void *stream) {
+    const lowbit_cuda_lut4_weight w = weight_of(weight, out->rows * out->cols);
+    if (!w.elements)
+        return LOWBIT_OK;
+    return lowbit_cuda_status(op,
+                              lowbit_lut4_dequantize_launch(&w, type_of(out), out->data, stream));
+}
+
+lowbit_status lowbit_lut4_quantize_cuda(const char *op, const lowbit_tensor *weight,
+                                        const lowbit_tensor *codebook, size_t blocksize,
+                                        const lowbit_tensor *packed, const lowbit_tensor *absmax,
+                                        void *stream) {
+    const size_t elements = weight->rows * weight->cols;
+    if (!elements)
+        return LOWBIT_OK;
+    return lowbit_cuda_status(
+        op, lowbit_lut4_quantize_launch(weight->data, type_of(weight), codebook->data, elements,
+                                        (int)blocksize, packed->data, absmax->data, stream));
+}
