@@ -6,7 +6,6 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import hypothesis
 import pytest
 import torch
 from lowbit import _library
@@ -14,12 +13,16 @@ from lowbit import _library
 # Workers of pytest-xdist share the cores; tests of threads ask for them.
 torch.set_num_threads(1)
 
-hypothesis.settings.register_profile(
-    "lowbit", deadline=None, derandomize=True, print_blob=True, max_examples=40
-)
-hypothesis.settings.register_profile("all", deadline=None, print_blob=True, max_examples=2000)
-hypothesis.settings.register_profile("all", deadline=None, print_blob=True, max_examples=3000)
-hypothesis.settings.load_profile("lowbit")  # --hypothesis-profile=all goes on longer, at random
+try:
+    import hypothesis
+except ImportError:  # the tests on a GPU do without
+    pass
+else:
+    hypothesis.settings.register_profile(
+        "lowbit", deadline=None, derandomize=True, print_blob=True, max_examples=40
+    )
+    hypothesis.settings.register_profile("all", deadline=None, print_blob=True, max_examples=3000)
+    hypothesis.settings.load_profile("lowbit")  # --hypothesis-profile=all goes on longer, at random
 
 
 def isa_levels() -> list[str]:
