@@ -165,7 +165,8 @@ const Way ways[] = {
 // thread's floating-point environment as it found it.
 class Executor {
   public:
-    explicit Executor(const Way &way) : way_(way), executor_{run, way.max_tasks, this, false, nullptr} {}
+    explicit Executor(const Way &way)
+        : way_(way), executor_{run, way.max_tasks, this, false, nullptr} {}
     operator const lowbit_executor *() const { return way_.max_tasks ? &executor_ : nullptr; }
     size_t max_tasks() const { return way_.max_tasks ? way_.max_tasks : 1; }
 

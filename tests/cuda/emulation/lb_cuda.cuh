@@ -185,8 +185,12 @@ LB_EMULATED int __float2int_rn(float a) {
         return INT32_MAX;
     return a <= -0x1p31f ? INT32_MIN : (int)std::nearbyintf(a);
 }
-LB_EMULATED int __popc(unsigned x) { return __builtin_popcount(x); }
-LB_EMULATED int __ffs(int x) { return __builtin_ffs(x); }
+LB_EMULATED int __popc(unsigned x) {
+    return __builtin_popcount(x);
+}
+LB_EMULATED int __ffs(int x) {
+    return __builtin_ffs(x);
+}
 
 using std::max;
 using std::min;
