@@ -110,7 +110,8 @@ static bool fit_decades(const float *codebook, struct lowbit_blockwise_encoder *
         if (d < 8) {
             const float edge = threshold[first + count - 1];
             // A magnitude at the exact midpoint belongs to this decade if its number is positive.
-            const bool exact = zero && e->threshold[zero - first - count] == -edge;
+            const int opposite = zero - first - count;
+            const bool exact = opposite >= 0 && e->threshold[opposite] == -edge;
             e->edge[d] = (int32_t)(2 * lowbit_float_bits(edge) + (exact ? 0 : 1));
         }
         scale *= 10.0;

@@ -44,8 +44,8 @@ LOWBIT_INLINE void lowbit_decode64(const struct lowbit_blockwise_decoder *d, __m
     for (int k = 0; k < 2; k++) {
         const __m512i index = _mm512_cvtepu8_epi16(k ? _mm512_extracti64x4_epi64(codes, 1)
                                                      : _mm512_castsi512_si256(codes));
-        const __mmask32 bit6 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(64)),
-                        bit7 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(128));
+        const __mmask32 bit6 = _mm512_movepi16_mask(_mm512_slli_epi16(index, 9)),
+                        bit7 = _mm512_movepi16_mask(_mm512_slli_epi16(index, 8));
         __m512i half[2];
         for (int i = 0; i < 2; i++) {
             __m512i v[4]; // by the lower six bits
