@@ -66,18 +66,19 @@ def adam(bench: Bench, sizes: Sequence[int]) -> None:
 def _race(bench: Bench, n: int) -> dict[str, Timing | None]:
     """The contestants with fp32 on one tensor; lowbit on many tensors too where calls are short."""
     rounded = n // SMALL_TENSORS * SMALL_TENSORS
+    # The state's rounding shows from the second step on.
     contestants: dict[str, tuple[Make, Sequence[int], torch.dtype, float]] = {
-        "lowbit": (_lowbit, [n], torch.float32, 1e-3),
-        "lowbit bf16+master": (_lowbit, [n], torch.bfloat16, 1e-3),
+        "lowbit": (_lowbit, [n], torch.float32, 0.1),
+        "lowbit bf16+master": (_lowbit, [n], torch.bfloat16, 0.1),
         "torch fused": (partial(_torch, fused=True), [n], torch.float32, 1e-3),
         "torch foreach": (partial(_torch, foreach=True), [n], torch.float32, 1e-3),
     }
     if importlib.util.find_spec("bitsandbytes"):
-        contestants["bitsandbytes"] = (_bitsandbytes, [n], torch.float32, 0.05)
+        contestants["bitsandbytes"] = (_bitsandbytes, [n], torch.float32, 0.3)
     if n < 2**26:
         small = [rounded // SMALL_TENSORS] * SMALL_TENSORS
-        contestants["lowbit, one tensor"] = (_lowbit, [rounded], torch.float32, 1e-3)
-        contestants["lowbit, many tensors"] = (_lowbit, small, torch.float32, 1e-3)
+        contestants["lowbit, one tensor"] = (_lowbit, [rounded], torch.float32, 0.1)
+        contestants["lowbit, many tensors"] = (_lowbit, small, torch.float32, 0.1)
     entries = [
         Entry(name, _cold(bench, make, shape, dtype), tolerance, name == "bitsandbytes")
         for name, (make, shape, dtype, tolerance) in contestants.items()
@@ -94,27 +95,28 @@ def _cold(bench: Bench, make: Make, sizes: Sequence[int], dtype: torch.dtype) ->
 
 
 def _error(result: tuple[Tensor, Tensor, Tensor]) -> float:
-    """Of what the first call moved."""
+    """Of what the first timed call moved."""
     after, start, wanted = (t.flatten()[:CHECKED].double() for t in result)
     return relative_error(after - start, wanted - start)
 
 
-def _sample(
-    sizes: Sequence[int], dtype: torch.dtype
-) -> tuple[list[Tensor], list[Tensor], tuple[Tensor, Tensor]]:
-    """Parameters, gradients of a wide range, and what the first parameter is before and after the
-    first step; the same every time."""
+def _sample(sizes: Sequence[int], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+    """Parameters, and gradients of a wide range; the same every time."""
     generator = torch.Generator().manual_seed(0)
     whole = torch.randn(2, sum(sizes), generator=generator)
     whole[1] *= whole[0].roll(1).abs() * 1e-3
     params, grads = ([part.clone() for part in row.to(dtype).split(list(sizes))] for row in whole)
-    start, g = (t[0][:CHECKED].double() for t in (params, grads))
-    after = start * (1 - LR * DECAY) - LR * g / (g.abs() + EPS)
-    return params, grads, (start, after)
+    return params, grads
+
+
+def _stepped(parameter: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """What a parameter is now, and after a step whose gradient was the same in all steps."""
+    start, g = (t.detach().flatten()[:CHECKED].double() for t in (parameter, grad))
+    return start, start * (1 - LR * DECAY) - LR * g / (g.abs() + EPS)
 
 
 def _lowbit(sizes: Sequence[int], dtype: torch.dtype) -> Step:
-    params, grads, check = _sample(sizes, dtype)
+    params, grads = _sample(sizes, dtype)
     masters = [p.float() for p in params] if dtype != torch.float32 else []
     blocks = [math.ceil(n / BLOCKSIZE) for n in sizes]
     state = (
@@ -131,6 +133,9 @@ def _lowbit(sizes: Sequence[int], dtype: torch.dtype) -> Step:
         torch.ops.lowbit.adam8bit_step_(*tensors, *BETAS, EPS, DECAY, True, False, BLOCKSIZE)
         return (masters or params)[0], *check
 
+    check: tuple[Tensor, ...] = ()
+    step()
+    check = _stepped((masters or params)[0], grads[0])
     return step
 
 
@@ -145,7 +150,7 @@ def _bitsandbytes(sizes: Sequence[int], dtype: torch.dtype) -> Step:
 
 
 def _optimizer(kind: Callable[..., Any], sizes: Sequence[int], dtype: torch.dtype) -> Step:
-    params, grads, check = _sample(sizes, dtype)
+    params, grads = _sample(sizes, dtype)
     parameters = [nn.Parameter(p) for p in params]
     for parameter, grad in zip(parameters, grads, strict=True):
         parameter.grad = grad
@@ -155,12 +160,15 @@ def _optimizer(kind: Callable[..., Any], sizes: Sequence[int], dtype: torch.dtyp
         optimizer.step()
         return parameters[0], *check
 
+    optimizer.step()  # which also makes the state
+    check = _stepped(parameters[0], grads[0])
     return step
 
 
 def _add(sizes: Sequence[int], dtype: torch.dtype) -> Step:
     """The rate of memory: reads two tensors and writes one."""
-    params, grads, (start, _) = _sample(sizes, dtype)
+    params, grads = _sample(sizes, dtype)
+    start = params[0][:CHECKED].double()
     wanted = start + grads[0][:CHECKED]
     return lambda: (params[0].add_(grads[0]), start, wanted)
 
