@@ -16,10 +16,6 @@ __device__ __forceinline__ float rounded(lowbit_float type, float value) {
     return type == f16 ? __half2float(__float2half_rn(value)) : value;
 }
 
-__device__ __forceinline__ float inverse_of(float absmax) {
-    return absmax >= 0x1p-118f ? __fdiv_rn(127.0f, absmax) : 0.0f;
-}
-
 __device__ __forceinline__ void store_codes(int8_t *q, size_t i, size_t k, bool aligned,
                                             const int (&code)[8]) {
     if (aligned && i + 8 <= k) {
@@ -47,16 +43,8 @@ __global__ void __launch_bounds__(ROW_THREADS)
         const lb_bits<type> *from = x + row * x_stride;
         int8_t *to = q + row * q_stride;
         const bool x_aligned = lb_aligned(from, 16), q_aligned = lb_aligned(to, 8);
-        float most = 0.0f;
-        for (size_t i = 8 * threadIdx.x; i < k; i += 8 * ROW_THREADS) {
-            float v[8];
-            lb_load8<type>(v, from, i, k, x_aligned);
-            for (int j = 0; j < 8; j++)
-                if (fabsf(v[j]) < t)
-                    most = fmaxf(most, fabsf(v[j]));
-        }
-        const float scale = rounded_up(scale_type, block_max(most, of_warp)),
-                    inv = inverse_of(scale);
+        const float most = largest_below<type>(t, from, k, x_aligned, of_warp);
+        const float scale = rounded_up(scale_type, most), inv = inverse_of(scale);
         for (size_t i = 8 * threadIdx.x; i < k; i += 8 * ROW_THREADS) {
             float v[8];
             int code[8];

@@ -50,14 +50,10 @@ struct QuantizedRow {
     uint32_t *mask, *summary;
 };
 
-// All ROW_THREADS threads quantize one row; columns, if not null, takes the or of the masks.
+// The largest magnitude below t in a row, found by all ROW_THREADS threads. Contains a barrier.
 template <lowbit_float type>
-__device__ __forceinline__ void quantize_row(const lb_bits<type> *x, size_t k, size_t stride,
-                                             size_t chunks, float t, RowScratch &scratch,
-                                             const QuantizedRow &row, uint32_t *columns) {
-    const bool aligned = lb_aligned(x, 16);
-    for (size_t c = threadIdx.x; c < chunks; c += ROW_THREADS)
-        scratch.summary[c] = 0;
+__device__ __forceinline__ float largest_below(float t, const lb_bits<type> *x, size_t k,
+                                               bool aligned, float (&of_warp)[ROW_WARPS]) {
     float most = 0.0f;
     for (size_t i = 8 * threadIdx.x; i < k; i += 8 * ROW_THREADS) {
         float v[8];
@@ -66,8 +62,23 @@ __device__ __forceinline__ void quantize_row(const lb_bits<type> *x, size_t k, s
             if (fabsf(v[j]) < t)
                 most = fmaxf(most, fabsf(v[j]));
     }
-    most = block_max(most, scratch.most); // and summary is zero
-    const float inv = most >= 0x1p-118f ? __fdiv_rn(127.0f, most) : 0.0f;
+    return block_max(most, of_warp);
+}
+
+__device__ __forceinline__ float inverse_of(float absmax) {
+    return absmax >= 0x1p-118f ? __fdiv_rn(127.0f, absmax) : 0.0f;
+}
+
+// All ROW_THREADS threads quantize one row; columns, if not null, takes the or of the masks.
+template <lowbit_float type>
+__device__ __forceinline__ void quantize_row(const lb_bits<type> *x, size_t k, size_t stride,
+                                             size_t chunks, float t, RowScratch &scratch,
+                                             const QuantizedRow &row, uint32_t *columns) {
+    const bool aligned = lb_aligned(x, 16);
+    for (size_t c = threadIdx.x; c < chunks; c += ROW_THREADS)
+        scratch.summary[c] = 0;
+    const float most = largest_below<type>(t, x, k, aligned, scratch.most); // and summary is zero
+    const float inv = inverse_of(most);
     int sum = 0;
     for (size_t i = 8 * threadIdx.x; i < chunks * LOWBIT_CUDA_CHUNK; i += 8 * ROW_THREADS) {
         float v[8];
