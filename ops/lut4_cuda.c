@@ -23,12 +23,19 @@ static enum lowbit_float type_of(const lowbit_tensor *tensor) {
     return (enum lowbit_float)tensor->dtype;
 }
 
+static unsigned log2_of(size_t power) {
+    unsigned log2 = 0;
+    while (power >> log2 > 1)
+        log2++;
+    return log2;
+}
+
 static lowbit_cuda_lut4_weight weight_of(const lowbit_lut4_weight *w, size_t elements) {
     return (lowbit_cuda_lut4_weight){
         .packed = w->packed->data,
         .codebook = w->codebook->data,
         .elements = elements,
-        .blocksize = (int)w->blocksize,
+        .log2_blocksize = log2_of(w->blocksize),
         .absmax = w->absmax->data,
         .nested_absmax = w->nested_absmax ? w->nested_absmax->data : NULL,
         .nested_codebook = w->nested_codebook ? w->nested_codebook->data : NULL,
@@ -126,5 +133,5 @@ lowbit_status lowbit_lut4_quantize_cuda(const char *op, const lowbit_tensor *wei
         return LOWBIT_OK;
     return lowbit_cuda_status(
         op, lowbit_lut4_quantize_launch(weight->data, type_of(weight), codebook->data, elements,
-                                        (int)blocksize, packed->data, absmax->data, stream));
+                                        log2_of(blocksize), packed->data, absmax->data, stream));
 }

@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(LUT4_THREADS)
     for (size_t i = 8 * (static_cast<size_t>(blockIdx.x) * LUT4_THREADS + threadIdx.x);
          i < w.elements; i += 8 * static_cast<size_t>(gridDim.x) * LUT4_THREADS) {
         // Eight elements that begin at a multiple of 8 are in one block.
-        const float s = scale_of(w, load_scale(w, i / w.blocksize), nested, offset);
+        const float s = scale_of(w, load_scale(w, i >> w.log2_blocksize), nested, offset);
         uint32_t bytes = 0;
         if (w_aligned && i + 8 <= w.elements)
             bytes = *reinterpret_cast<const uint32_t *>(w.packed + i / 2);
@@ -76,19 +76,19 @@ struct Levels {
 // A warp takes a block of elements after the other, eight in a lane at a time.
 template <lowbit_float type>
 __global__ void __launch_bounds__(LUT4_THREADS)
-    quantize_kernel(const lb_bits<type> *x, const float *codebook, size_t elements, int blocksize,
-                    uint8_t *packed, float *absmax) {
+    quantize_kernel(const lb_bits<type> *x, const float *codebook, size_t elements,
+                    unsigned log2_blocksize, uint8_t *packed, float *absmax) {
     LB_SHARED(levels, Levels);
     LB_SHARED(sorted, float[16]);
     levels.fill(codebook, sorted);
     const int lane = threadIdx.x % 32;
     const size_t warps = static_cast<size_t>(gridDim.x) * LUT4_WARPS,
-                 blocks = (elements + blocksize - 1) / blocksize;
+                 blocksize = static_cast<size_t>(1) << log2_blocksize,
+                 blocks = (elements + blocksize - 1) >> log2_blocksize;
     for (size_t block = static_cast<size_t>(blockIdx.x) * LUT4_WARPS + threadIdx.x / 32;
          block < blocks; block += warps) {
         const size_t begin = block * blocksize;
-        const size_t end =
-            elements - begin < static_cast<size_t>(blocksize) ? elements : begin + blocksize;
+        const size_t end = elements - begin < blocksize ? elements : begin + blocksize;
         float most = 0.0f;
         for (size_t i = begin + lane; i < end; i += 32) {
             const float magnitude = fabsf(Float<type>::load(x[i]));

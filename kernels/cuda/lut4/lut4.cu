@@ -14,9 +14,12 @@ unsigned blocks_for(size_t pieces) {
 
 template <lowbit_float type, int PARTS>
 cudaError_t prepare(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
+    const size_t pieces = (a.k + 255) / 256 * 32; // of eight columns
+    const unsigned threads =
+        static_cast<unsigned>(pieces < PREPARE_THREADS ? pieces : PREPARE_THREADS);
     return lb_launch(prepare_rows_kernel<type, PARTS>, dim3(static_cast<unsigned>(a.m)),
-                     dim3(LUT4_THREADS), 0, stream, static_cast<const lb_bits<type> *>(a.x),
-                     a.x_stride, a.k, a.rows);
+                     dim3(threads), 0, stream, static_cast<const lb_bits<type> *>(a.x), a.x_stride,
+                     a.k, a.rows);
 }
 
 cudaError_t prepare(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
@@ -79,16 +82,18 @@ extern "C" int lowbit_lut4_dequantize_launch(const lowbit_cuda_lut4_weight *weig
 }
 
 extern "C" int lowbit_lut4_quantize_launch(const void *x, lowbit_float x_type,
-                                           const float *codebook, size_t elements, int blocksize,
-                                           uint8_t *packed, float *absmax, void *queue) {
+                                           const float *codebook, size_t elements,
+                                           unsigned log2_blocksize, uint8_t *packed, float *absmax,
+                                           void *queue) {
     const auto stream = static_cast<cudaStream_t>(queue);
-    const size_t blocks = (elements + blocksize - 1) / blocksize,
+    const size_t blocks =
+                     (elements + (static_cast<size_t>(1) << log2_blocksize) - 1) >> log2_blocksize,
                  pieces = (blocks + LUT4_WARPS - 1) / LUT4_WARPS;
     return lb_with_type(x_type, [&](auto constant) {
         constexpr lowbit_float type = decltype(constant)::value;
         return lb_launch(quantize_kernel<type>, dim3(blocks_for(pieces)), dim3(LUT4_THREADS), 0,
                          stream, static_cast<const lb_bits<type> *>(x), codebook, elements,
-                         blocksize, packed, absmax);
+                         log2_blocksize, packed, absmax);
     });
 }
 

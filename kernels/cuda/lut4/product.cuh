@@ -74,7 +74,8 @@ __device__ __forceinline__ void multiply(const Table<C_PARTS> &table, int lane, 
 constexpr int DECODE_AHEAD = 4; // pieces of 64 columns that a warp has under way
 
 template <int TILES, int X_PARTS, int C_PARTS>
-__global__ void __launch_bounds__(LUT4_THREADS, 2) decode_kernel(lowbit_cuda_lut4_linear a) {
+__global__ void __launch_bounds__(LUT4_THREADS, X_PARTS == 1 ? 2 : 1)
+    decode_kernel(lowbit_cuda_lut4_linear a) {
     LB_SHARED(table, Table<C_PARTS>);
     LB_SHARED(nested, float[256]);
     LB_SHARED(sums, float[LUT4_WARPS][TILES][32][4]);
@@ -98,12 +99,12 @@ __global__ void __launch_bounds__(LUT4_THREADS, 2) decode_kernel(lowbit_cuda_lut
             if (k < a.k && n < a.n) {
                 const size_t at = n * a.k + k;
                 codes[i].upper = ptx::ldg_nc_v2(a.weight.packed + at / 2 + lane % 4 * 8);
-                codes[i].upper_scale = load_scale(a.weight, at / a.weight.blocksize);
+                codes[i].upper_scale = load_scale(a.weight, at >> a.weight.log2_blocksize);
             }
             if (k < a.k && n + 8 < a.n) {
                 const size_t at = (n + 8) * a.k + k;
                 codes[i].lower = ptx::ldg_nc_v2(a.weight.packed + at / 2 + lane % 4 * 8);
-                codes[i].lower_scale = load_scale(a.weight, at / a.weight.blocksize);
+                codes[i].lower_scale = load_scale(a.weight, at >> a.weight.log2_blocksize);
             }
         }
 #pragma unroll
@@ -118,11 +119,10 @@ __global__ void __launch_bounds__(LUT4_THREADS, 2) decode_kernel(lowbit_cuda_lut
                 [&](int tile, int part, uint32_t (&words)[8]) {
                     const size_t m = tile * 8 + lane / 4;
                     uint4 halves[2] = {};
-                    if (m < a.m) {
-                        const uint4 *from = reinterpret_cast<const uint4 *>(
-                            a.rows.halves + (part * a.m + m) * a.k + k + lane % 4 * 16);
-                        halves[0] = from[0], halves[1] = from[1];
-                    }
+                    for (int piece = 0; piece < 2 && m < a.m; piece++)
+                        halves[piece] = *reinterpret_cast<const uint4 *>(
+                            a.rows.halves + (part * a.m + m) * a.k + k +
+                            place_of(m, lane % 4, piece));
                     memcpy(words, halves, sizeof words);
                 },
                 sum);
@@ -162,12 +162,6 @@ template <int X_PARTS, int C_PARTS> struct TileShared {
     float nested[256];
 };
 
-// The eight 16-byte pieces of a row of x, and the four 8-byte pieces of a row of the weight, are
-// permuted by the row's number: rows that are read at once come from different banks.
-__device__ __forceinline__ int x_piece(int row, int piece) {
-    return (piece ^ (row & 1)) * 8;
-}
-
 template <int X_PARTS, int C_PARTS>
 __global__ void __launch_bounds__(TILE_THREADS, 2) tiles_kernel(lowbit_cuda_lut4_linear a) {
     using Shared = TileShared<X_PARTS, C_PARTS>;
@@ -192,7 +186,7 @@ __global__ void __launch_bounds__(TILE_THREADS, 2) tiles_kernel(lowbit_cuda_lut4
                 const int part = i / (TILE_M * 8), row = i / 8 % TILE_M, piece = i % 8;
                 const bool there = m0 + row < a.m;
                 const size_t m = there ? m0 + row : 0;
-                ptx::cp_async16(&stage.x[part][row][x_piece(row, piece)],
+                ptx::cp_async16(&stage.x[part][row][piece * 8],
                                 a.rows.halves + (part * a.m + m) * a.k + k + piece * 8,
                                 there ? 16 : 0);
             }
@@ -213,7 +207,7 @@ __global__ void __launch_bounds__(TILE_THREADS, 2) tiles_kernel(lowbit_cuda_lut4
     const auto scale = [&](size_t step, int r) -> ScaleParts {
         if (step >= end || n0 + r >= a.n)
             return {};
-        return load_scale(a.weight, ((n0 + r) * a.k + step * LUT4_K) / a.weight.blocksize);
+        return load_scale(a.weight, ((n0 + r) * a.k + step * LUT4_K) >> a.weight.log2_blocksize);
     };
     float sum[TILE_M / 8][4] = {};
     ScaleParts upper = scale(begin, row), lower = scale(begin, row + 8);
@@ -231,10 +225,10 @@ __global__ void __launch_bounds__(TILE_THREADS, 2) tiles_kernel(lowbit_cuda_lut4
             scale_of(a.weight, now_lower, shared.nested, offset),
             [&](int tile, int part, uint32_t (&words)[8]) {
                 const int m = tile * 8 + lane / 4;
-                for (int half = 0; half < 2; half++) {
+                for (int piece = 0; piece < 2; piece++) {
                     const uint4 halves = *reinterpret_cast<const uint4 *>(
-                        &stage.x[part][m][x_piece(m, lane % 4 * 2 + half)]);
-                    memcpy(words + 4 * half, &halves, sizeof halves);
+                        &stage.x[part][m][place_of(m, lane % 4, piece)]);
+                    memcpy(words + 4 * piece, &halves, sizeof halves);
                 }
             },
             sum);
