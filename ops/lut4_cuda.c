@@ -11,7 +11,9 @@
 enum {
     BLOCK_M = 8192,   // rows of x at a time: scratch does not grow with all of them
     DECODE_ROWS = 16, // the most that the kernel for few rows takes
-    TILE = 64,        // rows and columns of y in a tile of the other one, and its steps in k
+    PIECE = 64,       // columns of x that kernels take at a time
+    TILE_M = 64,      // rows and columns of y in a tile of the other kernel
+    TILE_N = 128,
     // Blocks of threads that keep a GPU busy, and the most parts of k. A number of the GPU at hand would
     // make results differ from one to the next.
     BLOCKS = 264,
@@ -44,7 +46,7 @@ static lowbit_cuda_lut4_weight weight_of(const lowbit_lut4_weight *w, size_t ele
 }
 
 static bool fits(const lowbit_lut4_weight *weight, size_t k) {
-    return k % TILE == 0 && weight->blocksize >= TILE && k % weight->blocksize == 0 &&
+    return k % PIECE == 0 && weight->blocksize >= PIECE && k % weight->blocksize == 0 &&
            (uintptr_t)weight->packed->data % 16 == 0;
 }
 
@@ -53,10 +55,10 @@ bool lowbit_lut4_linear_cuda_takes(const lowbit_lut4_weight *weight, size_t m, s
 }
 
 static int splits_of(size_t m, size_t n, size_t k) {
-    const size_t tiles = ((m + TILE - 1) / TILE) * ((n + TILE - 1) / TILE);
+    const size_t tiles = ((m + TILE_M - 1) / TILE_M) * ((n + TILE_N - 1) / TILE_N);
     size_t splits = tiles ? BLOCKS / tiles : 1;
     splits = splits < MOST_SPLITS ? splits : MOST_SPLITS;
-    splits = splits < k / TILE ? splits : k / TILE;
+    splits = splits < k / PIECE ? splits : k / PIECE;
     return splits ? (int)splits : 1;
 }
 

@@ -30,27 +30,47 @@ cudaError_t prepare(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
     }
 }
 
+// A kernel that takes all of the shared memory that it likes.
+cudaError_t launch(void (*kernel)(lowbit_cuda_lut4_linear), dim3 grid, int threads, int shared,
+                   cudaStream_t stream, const lowbit_cuda_lut4_linear &a) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    return error != cudaSuccess ? error : lb_launch(kernel, grid, threads, shared, stream, a);
+}
+
+unsigned groups_of(size_t size, size_t count) {
+    return static_cast<unsigned>((count + size - 1) / size);
+}
+
+template <int ROWS, int TILES, int X_PARTS, int C_PARTS>
+cudaError_t decode(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
+    return launch(decode_kernel<ROWS, TILES, X_PARTS, C_PARTS>, groups_of(16 * ROWS, a.n),
+                  LUT4_THREADS, sizeof(DecodeShared<ROWS, TILES, C_PARTS>), stream, a);
+}
+
+// Each block reads all of x, 4 M / ROWS / 16 bytes of it for one of the weight.
 template <int X_PARTS, int C_PARTS>
 cudaError_t decode(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
-    const dim3 grid(static_cast<unsigned>((a.n + 15) / 16)), block(LUT4_THREADS);
-    if (a.m <= 8)
-        return lb_launch(decode_kernel<1, X_PARTS, C_PARTS>, grid, block, 0, stream, a);
-    return lb_launch(decode_kernel<2, X_PARTS, C_PARTS>, grid, block, 0, stream, a);
+    return a.m <= 2   ? decode<1, 1, X_PARTS, C_PARTS>(a, stream)
+           : a.m <= 8 ? decode<2, 1, X_PARTS, C_PARTS>(a, stream)
+                      : decode<2, 2, X_PARTS, C_PARTS>(a, stream);
+}
+
+template <int TILES, int X_PARTS, int C_PARTS>
+cudaError_t tiles(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
+    const dim3 grid(groups_of(TILE_N, a.n), groups_of(8 * TILES, a.m),
+                    static_cast<unsigned>(a.splits));
+    return launch(tiles_kernel<TILES, X_PARTS, C_PARTS>, grid, TILE_THREADS,
+                  sizeof(TileShared<TILES, X_PARTS, C_PARTS>), stream, a);
 }
 
 template <int X_PARTS, int C_PARTS>
 cudaError_t tiles(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
-    const auto kernel = tiles_kernel<X_PARTS, C_PARTS>;
-    const int shared = sizeof(TileShared<X_PARTS, C_PARTS>);
-    const cudaError_t error =
-        cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-    if (error != cudaSuccess)
-        return error;
-    const dim3 grid(static_cast<unsigned>((a.n + TILE_N - 1) / TILE_N),
-                    static_cast<unsigned>((a.m + TILE_M - 1) / TILE_M),
-                    static_cast<unsigned>(a.splits));
-    return lb_launch(kernel, grid, dim3(TILE_THREADS), shared, stream, a);
+    if constexpr (C_PARTS == 1) // else there are no registers for it
+        if (a.m > 32)
+            return tiles<8, X_PARTS, C_PARTS>(a, stream);
+    return tiles<4, X_PARTS, C_PARTS>(a, stream);
 }
 
 // A float16 weight that torch rounded has errors as large as those of an fp16 codebook: to stay beneath

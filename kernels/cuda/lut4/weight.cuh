@@ -14,8 +14,8 @@ constexpr int PREPARE_THREADS = 1024; // at most
 // A block's scale in two steps: what has to be loaded, so that loads can be under way early, and the
 // number that follows.
 struct ScaleParts {
-    float first;  // the scale, or nested_absmax
-    uint8_t code; // of nested_codebook
+    float first;   // the scale, or nested_absmax
+    uint32_t code; // of nested_codebook
 };
 
 __device__ __forceinline__ ScaleParts load_scale(const lowbit_cuda_lut4_weight &w, size_t block) {
@@ -45,36 +45,52 @@ __device__ __forceinline__ float codebook_unit(const float *codebook) {
 }
 
 // The values of a byte's two codes over the codebook's unit as fp16, the first in the low half, and with
-// PARTS == 2 what they lack to the fp32 values. Copies lie side by side, so that the lanes of a warp that read at once find
-// 32 different banks.
+// PARTS == 2 what they lack to the fp32 values. Copies lie side by side, so that the lanes of a warp
+// that read at once find 32 different banks.
 template <int PARTS> struct Table {
+    struct alignas(4 * PARTS) Entry { // read and written as one
+        uint32_t part[PARTS];
+    };
     static constexpr int COPIES = 32 / PARTS;
-    uint32_t entry[256][COPIES][PARTS];
+    Entry entry[256][COPIES];
 
-    __device__ __forceinline__ void fill(const float *codebook, int threads) {
-        const float unit = codebook_unit(codebook);
+    // By a whole block of threads; a barrier has to follow. Returns the unit.
+    __device__ __forceinline__ float fill(const float *codebook, int threads) {
+        const float unit = codebook_unit(codebook), inverse = __fdiv_rn(1.0f, unit);
         for (int byte = threadIdx.x; byte < 256; byte += threads) {
             const float values[2] = {codebook[byte >> 4], codebook[byte & 15]};
-            uint32_t parts[PARTS] = {};
+            Entry e = {};
             for (int i = 0; i < 2; i++) {
-                float rest = __fdiv_rn(values[i], unit);
+                float rest = __fmul_rn(values[i], inverse);
                 for (int p = 0; p < PARTS; p++) {
                     const __half part = __float2half_rn(rest);
-                    parts[p] |= static_cast<uint32_t>(__half_as_ushort(part)) << (16 * i);
+                    e.part[p] |= static_cast<uint32_t>(__half_as_ushort(part)) << (16 * i);
                     rest = __fsub_rn(rest, __half2float(part));
                 }
             }
             for (int i = 0; i < COPIES; i++) // beginning at different banks
-                for (int p = 0; p < PARTS; p++)
-                    entry[byte][(i + byte) % COPIES][p] = parts[p];
+                entry[byte][(i + byte) % COPIES] = e;
         }
+        return unit;
     }
-    __device__ __forceinline__ void look_up(uint32_t byte, int lane,
-                                            uint32_t (&parts)[PARTS]) const {
-        for (int p = 0; p < PARTS; p++)
-            parts[p] = entry[byte][lane % COPIES][p];
+    // Byte i of four.
+    __device__ __forceinline__ Entry look_up(uint32_t bytes, int i, int lane) const {
+        const uint32_t row = i ? bytes >> (8 * i - 7) : bytes << 7; // times its size
+        const uint32_t at = (row & 0x7f80) | lane % COPIES * sizeof(Entry);
+        return *reinterpret_cast<const Entry *>(reinterpret_cast<const unsigned char *>(entry) +
+                                                at);
     }
 };
+
+// Returns the offset of the scales; their codebook goes to shared memory. A barrier has to follow.
+__device__ __forceinline__ float load_nested(const lowbit_cuda_lut4_weight &w,
+                                             float (&codebook)[256], int threads) {
+    if (!w.nested_absmax)
+        return 0.0f;
+    for (int i = threadIdx.x; i < 256; i += threads)
+        codebook[i] = w.nested_codebook[i];
+    return w.nested_offset[0];
+}
 
 // Of 64 columns of a row of x a thread takes 16 neighbours, with t from 16 t on, in two pieces of eight.
 // This is where a piece stands among the 64: lanes that read those of two rows at once find 32 different
