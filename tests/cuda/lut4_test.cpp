@@ -129,7 +129,7 @@ TEST(CudaLut4Linear, Samples) {
 // So long that each of a warp's buffers is used again, and the last turn is not every warp's.
 TEST(CudaLut4Linear, LongRows) {
     Random random(504);
-    for (size_t m : {1, 5, 20})
+    for (size_t m : {1, 2, 5, 20})
         for (lowbit_dtype dtype : float_dtypes)
             if (!HasFailure())
                 check(Product(random, m, 20, 64 * 75, 64, nf4, dtype, dtype));

@@ -12,30 +12,21 @@ unsigned blocks_for(size_t pieces) {
     return static_cast<unsigned>(pieces < MOST_BLOCKS ? pieces : MOST_BLOCKS);
 }
 
-template <lowbit_float type, int PARTS>
+template <lowbit_float type>
 cudaError_t prepare(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
     const size_t pieces = (a.k + 255) / 256 * 32; // of eight columns
     const unsigned threads =
         static_cast<unsigned>(pieces < PREPARE_THREADS ? pieces : PREPARE_THREADS);
-    return lb_launch(prepare_rows_kernel<type, PARTS>, dim3(static_cast<unsigned>(a.m)),
-                     dim3(threads), 0, stream, static_cast<const lb_bits<type> *>(a.x), a.x_stride,
-                     a.k, a.rows);
-}
-
-cudaError_t prepare(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
-    switch (a.x_type) {
-    case f16: return prepare<f16, 1>(a, stream);
-    case bf16: return prepare<bf16, 1>(a, stream);
-    default: return prepare<f32, 2>(a, stream);
-    }
+    return lb_launch(prepare_rows_kernel<type>, dim3(static_cast<unsigned>(a.m)), dim3(threads), 0,
+                     stream, static_cast<const lb_bits<type> *>(a.x), a.x_stride, a.k, a.rows);
 }
 
 // A kernel that takes all of the shared memory that it likes.
-cudaError_t launch(void (*kernel)(lowbit_cuda_lut4_linear), dim3 grid, int threads, int shared,
+cudaError_t launch(void (*kernel)(lowbit_cuda_lut4_linear), dim3 grid, int threads, size_t shared,
                    cudaStream_t stream, const lowbit_cuda_lut4_linear &a) {
     const cudaError_t error =
         cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
     return error != cudaSuccess ? error : lb_launch(kernel, grid, threads, shared, stream, a);
 }
 
@@ -43,49 +34,48 @@ unsigned groups_of(size_t size, size_t count) {
     return static_cast<unsigned>((count + size - 1) / size);
 }
 
-template <int ROWS, int TILES, int X_PARTS, int C_PARTS>
+template <int ROWS, int TILES, lowbit_float type>
 cudaError_t decode(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
-    return launch(decode_kernel<ROWS, TILES, X_PARTS, C_PARTS>, groups_of(16 * ROWS, a.n),
-                  LUT4_THREADS, sizeof(DecodeShared<ROWS, TILES, C_PARTS>), stream, a);
+    using Shared = DecodeShared<ROWS, TILES, type>;
+    size_t shared = sizeof(Shared);
+    if (Shared::FUSED)
+        shared -= (FUSED_HALVES - x_parts<type> * a.m * a.k) * sizeof(uint16_t);
+    return launch(decode_kernel<ROWS, TILES, type>, groups_of(16 * ROWS, a.n), LUT4_THREADS, shared,
+                  stream, a);
 }
 
-// Each block reads all of x, 4 M / ROWS / 16 bytes of it for one of the weight.
-template <int X_PARTS, int C_PARTS>
+// Each block reads all of x from L2, M / (4 ROWS) bytes for each byte of the weight.
+template <lowbit_float type>
 cudaError_t decode(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
-    return a.m <= 2   ? decode<1, 1, X_PARTS, C_PARTS>(a, stream)
-           : a.m <= 8 ? decode<2, 1, X_PARTS, C_PARTS>(a, stream)
-                      : decode<2, 2, X_PARTS, C_PARTS>(a, stream);
+    if (a.m <= 2 && x_parts<type> * a.m * a.k <= FUSED_HALVES)
+        return decode<1, 1, type>(a, stream);
+    const cudaError_t error = prepare<type>(a, stream);
+    if (error != cudaSuccess)
+        return error;
+    return a.m <= 8 ? decode<2, 1, type>(a, stream) : decode<2, 2, type>(a, stream);
 }
 
-template <int TILES, int X_PARTS, int C_PARTS>
+template <int TILES, lowbit_float type>
 cudaError_t tiles(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
     const dim3 grid(groups_of(TILE_N, a.n), groups_of(8 * TILES, a.m),
                     static_cast<unsigned>(a.splits));
-    return launch(tiles_kernel<TILES, X_PARTS, C_PARTS>, grid, TILE_THREADS,
-                  sizeof(TileShared<TILES, X_PARTS, C_PARTS>), stream, a);
+    return launch(tiles_kernel<TILES, type>, grid, TILE_THREADS, sizeof(TileShared<TILES, type>),
+                  stream, a);
 }
 
-template <int X_PARTS, int C_PARTS>
+template <lowbit_float type>
 cudaError_t tiles(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
-    if constexpr (C_PARTS == 1) // else there are no registers for it
-        if (a.m > 32)
-            return tiles<8, X_PARTS, C_PARTS>(a, stream);
-    return tiles<4, X_PARTS, C_PARTS>(a, stream);
-}
-
-// A float16 weight that torch rounded has errors as large as those of an fp16 codebook: to stay beneath
-// them, a codebook for float16 x keeps more bits.
-template <class Bf16, class F16, class F32>
-cudaError_t linear(const lowbit_cuda_lut4_linear &a, cudaStream_t stream, Bf16 for_bf16,
-                   F16 for_f16, F32 for_f32) {
-    const cudaError_t error = prepare(a, stream);
+    cudaError_t error = prepare<type>(a, stream);
     if (error != cudaSuccess)
         return error;
-    switch (a.x_type) {
-    case f16: return for_f16(a, stream);
-    case bf16: return for_bf16(a, stream);
-    default: return for_f32(a, stream);
-    }
+    if (c_parts<type> == 1 && a.m > 32) // for other types there are no registers
+        error = tiles<c_parts<type> == 1 ? 8 : 4, type>(a, stream);
+    else
+        error = tiles<4, type>(a, stream);
+    if (error != cudaSuccess || a.splits == 1)
+        return error;
+    const size_t pieces = (a.m * a.n + LUT4_THREADS - 1) / LUT4_THREADS;
+    return lb_launch(add_splits_kernel, dim3(blocks_for(pieces)), dim3(LUT4_THREADS), 0, stream, a);
 }
 
 } // namespace
@@ -118,16 +108,13 @@ extern "C" int lowbit_lut4_quantize_launch(const void *x, lowbit_float x_type,
 }
 
 extern "C" int lowbit_lut4_linear_decode_launch(const lowbit_cuda_lut4_linear *args, void *queue) {
-    const auto stream = static_cast<cudaStream_t>(queue);
-    return linear(*args, stream, decode<1, 1>, decode<1, 2>, decode<2, 2>);
+    return lb_with_type(args->x_type, [&](auto constant) {
+        return decode<decltype(constant)::value>(*args, static_cast<cudaStream_t>(queue));
+    });
 }
 
 extern "C" int lowbit_lut4_linear_tiles_launch(const lowbit_cuda_lut4_linear *args, void *queue) {
-    const auto stream = static_cast<cudaStream_t>(queue);
-    const cudaError_t error = linear(*args, stream, tiles<1, 1>, tiles<1, 2>, tiles<2, 2>);
-    if (error != cudaSuccess || args->splits == 1)
-        return error;
-    const size_t pieces = (args->m * args->n + LUT4_THREADS - 1) / LUT4_THREADS;
-    return lb_launch(add_splits_kernel, dim3(blocks_for(pieces)), dim3(LUT4_THREADS), 0, stream,
-                     *args);
+    return lb_with_type(args->x_type, [&](auto constant) {
+        return tiles<decltype(constant)::value>(*args, static_cast<cudaStream_t>(queue));
+    });
 }

@@ -103,20 +103,31 @@ template <int ROWS> struct Scales {
 
 constexpr unsigned RUN = 4; // of pieces
 
-template <int ROWS, int TILES, int C_PARTS> struct DecodeShared {
+// Of one or two rows of x, each block makes halves for itself.
+constexpr size_t FUSED_HALVES = 16384;
+template <bool fused> struct FusedRows {};
+template <> struct FusedRows<true> {
+    float of_warp[LUT4_WARPS], scale[2];
+    alignas(16) uint16_t halves[FUSED_HALVES]; // last: a launch leaves out what it does not need
+};
+
+template <int ROWS, int TILES, lowbit_float type> struct DecodeShared {
+    static constexpr bool FUSED = ROWS == 1;
     static constexpr int AHEAD = 2 / ROWS; // runs that a warp has under way: 32 KB in a block
-    Table<C_PARTS> table;
+    Table<c_parts<type>> table;
     float nested[256];
     union {
         uint8_t codes[LUT4_WARPS][AHEAD][RUN][16 * ROWS][PIECE / 2];
         float sums[LUT4_WARPS][8 * TILES][16 * ROWS + 4]; // afterwards: from different banks too
     };
+    FusedRows<FUSED> rows;
 };
 
-template <int ROWS, int TILES, int X_PARTS, int C_PARTS>
-__global__ void __launch_bounds__(LUT4_THREADS, X_PARTS == 1 ? 2 : 1)
+template <int ROWS, int TILES, lowbit_float type>
+__global__ void __launch_bounds__(LUT4_THREADS, x_parts<type> == 1 ? 2 : 1)
     decode_kernel(lowbit_cuda_lut4_linear a) {
-    using Shared = DecodeShared<ROWS, TILES, C_PARTS>;
+    using Shared = DecodeShared<ROWS, TILES, type>;
+    constexpr int X_PARTS = x_parts<type>, C_PARTS = c_parts<type>;
     constexpr unsigned STRIDE = LUT4_WARPS * RUN; // of a warp, in pieces
     LB_DYNAMIC_SHARED(shared, Shared);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -144,14 +155,26 @@ __global__ void __launch_bounds__(LUT4_THREADS, X_PARTS == 1 ? 2 : 1)
     scales.load(a.weight, warp * RUN + lane % 4, pieces);
     const float offset = load_nested(a.weight, shared.nested, LUT4_THREADS);
     const float unit = shared.table.fill(a.weight.codebook, LUT4_THREADS);
+    lowbit_cuda_lut4_rows rows = a.rows;
+    if constexpr (Shared::FUSED) {
+        rows = {shared.rows.halves, shared.rows.scale};
+        for (size_t m = 0; m < a.m; m++) {
+            __syncthreads();
+            const float scale =
+                prepare_row<type>(static_cast<const lb_bits<type> *>(a.x) + m * a.x_stride, m, a.k,
+                                  rows.halves + m * a.k, a.m * a.k, shared.rows.of_warp);
+            if (threadIdx.x == 0)
+                rows.scale[m] = scale;
+        }
+    }
+    __syncthreads();
     const uint16_t *x_from[TILES][2]; // of rows behind the last that one
     for (int tile = 0; tile < TILES; tile++)
         for (int half = 0; half < 2; half++) {
             const size_t m = min(static_cast<size_t>(tile * 8 + lane / 4), a.m - 1);
             x_from[tile][half] =
-                a.rows.halves + m * a.k + place_of(m, lane % 4, half) + warp * RUN * PIECE;
+                rows.halves + m * a.k + place_of(m, lane % 4, half) + warp * RUN * PIECE;
         }
-    __syncthreads();
 
     uint32_t x[2][TILES][X_PARTS][8]; // of a piece, and of the next, asked for before it is needed
     const auto load_piece = [&](unsigned piece, unsigned at, uint32_t (&words)[TILES][X_PARTS][8]) {
@@ -218,7 +241,7 @@ __global__ void __launch_bounds__(LUT4_THREADS, X_PARTS == 1 ? 2 : 1)
         float total = 0.0f;
         for (int w = 0; w < LUT4_WARPS; w++)
             total = __fadd_rn(total, shared.sums[w][m][row]);
-        store_sum(a, m, n0 + row, total, unit);
+        store_sum(a, m, n0 + row, total, rows.scale[m], unit);
     }
 }
 
@@ -229,24 +252,25 @@ __global__ void __launch_bounds__(LUT4_THREADS, X_PARTS == 1 ? 2 : 1)
 constexpr int TILE_WARPS = 4, TILE_THREADS = 32 * TILE_WARPS, TILE_ROWS = 2;
 constexpr int TILE_N = 16 * TILE_ROWS * TILE_WARPS;
 
-template <int TILES, int X_PARTS> struct TileStage {
-    uint16_t x[X_PARTS][8 * TILES][PIECE];
+template <int TILES, lowbit_float type> struct TileStage {
+    uint16_t x[x_parts<type>][8 * TILES][PIECE];
     uint8_t weight[TILE_N][PIECE / 2];
 };
-template <int TILES, int X_PARTS, int C_PARTS> struct TileShared {
+template <int TILES, lowbit_float type> struct TileShared {
     static constexpr int STAGES = 3; // at most 82 KB with the table: every GPU has 99
     union {
-        TileStage<TILES, X_PARTS> stage[STAGES];
+        TileStage<TILES, type> stage[STAGES];
         float sums[8 * TILES][TILE_N + 4]; // afterwards; lanes write them to 32 different banks
     };
-    Table<C_PARTS> table;
+    Table<c_parts<type>> table;
     float nested[256];
 };
 
-template <int TILES, int X_PARTS, int C_PARTS>
-__global__ void __launch_bounds__(TILE_THREADS, C_PARTS == 1 ? 3 : 2)
+template <int TILES, lowbit_float type>
+__global__ void __launch_bounds__(TILE_THREADS, c_parts<type> == 1 ? 3 : 2)
     tiles_kernel(lowbit_cuda_lut4_linear a) {
-    using Shared = TileShared<TILES, X_PARTS, C_PARTS>;
+    using Shared = TileShared<TILES, type>;
+    constexpr int X_PARTS = x_parts<type>, C_PARTS = c_parts<type>;
     constexpr int TILE_M = 8 * TILES;
     LB_DYNAMIC_SHARED(shared, Shared);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -338,7 +362,7 @@ __global__ void __launch_bounds__(TILE_THREADS, C_PARTS == 1 ? 3 : 2)
     for (size_t m = m0; m < m0 + TILE_M && m < a.m && n < a.n; m++) {
         const float total = shared.sums[m - m0][threadIdx.x];
         if (a.splits == 1)
-            store_sum(a, m, n, total, unit);
+            store_sum(a, m, n, total, a.rows.scale[m], unit);
         else
             a.partial[(blockIdx.z * a.m + m) * a.n + n] = total;
     }
@@ -352,7 +376,7 @@ __global__ void __launch_bounds__(LUT4_THREADS) add_splits_kernel(lowbit_cuda_lu
         float sum = a.partial[i];
         for (int split = 1; split < a.splits; split++)
             sum = __fadd_rn(sum, a.partial[split * count + i]);
-        store_sum(a, i / a.n, i % a.n, sum, unit);
+        store_sum(a, i / a.n, i % a.n, sum, a.rows.scale[i / a.n], unit);
     }
 }
 

@@ -99,15 +99,18 @@ __device__ __forceinline__ size_t place_of(size_t row, int t, int piece) {
     return ((piece ^ (row & 1)) * 4 + t) * 8;
 }
 
-// One block of threads prepares one row, eight columns in a thread at a time. It reads them twice: the
-// second time from L1.
-template <lowbit_float type, int PARTS>
-__global__ void __launch_bounds__(PREPARE_THREADS)
-    prepare_rows_kernel(const lb_bits<type> *x, size_t x_stride, size_t k,
-                        lowbit_cuda_lut4_rows rows) {
-    LB_SHARED(of_warp, float[PREPARE_THREADS / 32]);
-    const size_t m = blockIdx.x;
-    const lb_bits<type> *row = x + m * x_stride;
+// How many fp16 numbers stand for one of x, and for one of the codebook. A float16 weight that torch
+// rounded has errors as large as those of an fp16 codebook: to stay beneath them, a codebook for float16
+// x keeps more bits.
+template <lowbit_float x> constexpr int x_parts = x == f32 ? 2 : 1;
+template <lowbit_float x> constexpr int c_parts = x == bf16 ? 1 : 2;
+
+// A block of threads prepares row m, eight columns in a thread at a time. It reads them twice: the
+// second time from L1. halves: where the row goes, its second parts `part` behind. Returns what it is
+// divided by. Contains a barrier, and other barriers have to stand between two calls.
+template <lowbit_float type>
+__device__ __forceinline__ float prepare_row(const lb_bits<type> *row, size_t m, size_t k,
+                                             uint16_t *halves, size_t part, float *of_warp) {
     const bool aligned = lb_aligned(row, 16);
     float most = 0.0f;
     for (size_t i = 8 * threadIdx.x; i < k; i += 8 * blockDim.x) {
@@ -132,24 +135,36 @@ __global__ void __launch_bounds__(PREPARE_THREADS)
         for (float &value : rest)
             value = __fmul_rn(value, inverse);
         const size_t at = i / 64 * 64 + place_of(m, i % 64 / 16, i / 8 % 2);
-        for (int p = 0; p < PARTS; p++) {
-            lb_pack<uint16_t, 8> halves;
+        for (int p = 0; p < x_parts<type>; p++) {
+            lb_pack<uint16_t, 8> pack;
             for (int j = 0; j < 8; j++) {
-                const __half part = __float2half_rn(rest[j]);
-                halves.set(j, __half_as_ushort(part));
+                const __half half = __float2half_rn(rest[j]);
+                pack.set(j, __half_as_ushort(half));
                 // Of an infinity nothing is left.
-                rest[j] = fabsf(rest[j]) < INFINITY ? __fsub_rn(rest[j], __half2float(part)) : 0.0f;
+                rest[j] = fabsf(rest[j]) < INFINITY ? __fsub_rn(rest[j], __half2float(half)) : 0.0f;
             }
-            lb_write(rows.halves + (p * gridDim.x + m) * k + at, halves);
+            lb_write(halves + p * part + at, pack);
         }
     }
+    return scale;
+}
+
+// One block of threads prepares one row.
+template <lowbit_float type>
+__global__ void __launch_bounds__(PREPARE_THREADS)
+    prepare_rows_kernel(const lb_bits<type> *x, size_t x_stride, size_t k,
+                        lowbit_cuda_lut4_rows rows) {
+    LB_SHARED(of_warp, float[PREPARE_THREADS / 32]);
+    const size_t m = blockIdx.x;
+    const float scale =
+        prepare_row<type>(x + m * x_stride, m, k, rows.halves + m * k, gridDim.x * k, of_warp);
     if (threadIdx.x == 0)
         rows.scale[m] = scale;
 }
 
 __device__ __forceinline__ void store_sum(const lowbit_cuda_lut4_linear &a, size_t m, size_t n,
-                                          float sum, float unit) {
-    float y = __fmul_rn(__fmul_rn(sum, a.rows.scale[m]), unit);
+                                          float sum, float scale, float unit) {
+    float y = __fmul_rn(__fmul_rn(sum, scale), unit);
     if (a.bias)
         y = __fadd_rn(y, lb_load_any(a.bias_type, a.bias, n));
     lb_store_any(a.y_type, a.y, m * a.y_stride + n, y);
