@@ -96,9 +96,9 @@ extern "C" int lowbit_lut4_quantize_launch(const void *x, lowbit_float x_type,
                                            unsigned log2_blocksize, uint8_t *packed, float *absmax,
                                            void *queue) {
     const auto stream = static_cast<cudaStream_t>(queue);
-    const size_t blocks =
-                     (elements + (static_cast<size_t>(1) << log2_blocksize) - 1) >> log2_blocksize,
-                 pieces = (blocks + LUT4_WARPS - 1) / LUT4_WARPS;
+    const size_t each = LUT4_WARPS *
+                        max(static_cast<size_t>(256), static_cast<size_t>(1) << log2_blocksize),
+                 pieces = (elements + each - 1) / each;
     return lb_with_type(x_type, [&](auto constant) {
         constexpr lowbit_float type = decltype(constant)::value;
         return lb_launch(quantize_kernel<type>, dim3(blocks_for(pieces)), dim3(LUT4_THREADS), 0,

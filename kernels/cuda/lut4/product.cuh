@@ -124,7 +124,7 @@ template <int ROWS, int TILES, lowbit_float type> struct DecodeShared {
 };
 
 template <int ROWS, int TILES, lowbit_float type>
-__global__ void __launch_bounds__(LUT4_THREADS, x_parts<type> == 1 ? 2 : 1)
+__global__ void __launch_bounds__(LUT4_THREADS, TILES *x_parts<type> *c_parts<type> <= 2 ? 2 : 1)
     decode_kernel(lowbit_cuda_lut4_linear a) {
     using Shared = DecodeShared<ROWS, TILES, type>;
     constexpr int X_PARTS = x_parts<type>, C_PARTS = c_parts<type>;
