@@ -9,7 +9,7 @@
 #include "../kernels/cuda/lut4/launch.h"
 
 enum {
-    BLOCK_M = 8192,   // rows of x at a time: scratch does not grow with all of them
+    BLOCK_M = 1024,   // rows of x at a time: scratch does not grow with all of them
     DECODE_ROWS = 16, // the most that the kernel for few rows takes
     PIECE = 64,       // columns of x that kernels take at a time
     TILE_M = 64,      // rows and columns of y in a tile of the other kernel
@@ -18,7 +18,6 @@ enum {
     // make results differ from one to the next.
     BLOCKS = 264,
     MOST_SPLITS = 8,
-    MOST_ROWS = 256, // of x, that are worth decoding the weight for in every tile
 };
 
 static enum lowbit_float type_of(const lowbit_tensor *tensor) {
@@ -50,8 +49,15 @@ static bool fits(const lowbit_lut4_weight *weight, size_t k) {
            (uintptr_t)weight->packed->data % 16 == 0;
 }
 
-bool lowbit_lut4_linear_cuda_takes(const lowbit_lut4_weight *weight, size_t m, size_t k) {
-    return m <= MOST_ROWS && fits(weight, k);
+// Rows that are worth decoding the weight for in every tile, against 4.5 bytes of traffic per weight to
+// decode it once and a product with all of a GPU's speed. A float16 weight in two parts doubles the work
+// of a tile; with float32 x, three products of halves are faster than one of floats.
+static size_t most_rows(lowbit_dtype x) {
+    return x == LOWBIT_BFLOAT16 ? 256 : x == LOWBIT_FLOAT16 ? 128 : SIZE_MAX;
+}
+
+bool lowbit_lut4_linear_cuda_takes(const lowbit_lut4_weight *weight, const lowbit_tensor *x) {
+    return x->rows <= most_rows(x->dtype) && fits(weight, x->cols);
 }
 
 static int splits_of(size_t m, size_t n, size_t k) {

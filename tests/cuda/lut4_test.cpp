@@ -135,6 +135,11 @@ TEST(CudaLut4Linear, LongRows) {
                 check(Product(random, m, 20, 64 * 75, 64, nf4, dtype, dtype));
 }
 
+TEST(CudaLut4Linear, MoreRowsThanAtATime) {
+    Random random(506);
+    check(Product(random, 1030, 9, 128, 64, nf4, LOWBIT_FLOAT32, LOWBIT_FLOAT32));
+}
+
 // Every sector is used, and lanes that are at shared memory at once find different banks: but for scales,
 // of which a warp takes 16 bytes a row, and their codebook.
 TEST(CudaLut4Linear, MemoryTrafficIsNearItsLeast) {

@@ -74,8 +74,9 @@ cudaError_t tiles(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
         error = tiles<4, type>(a, stream);
     if (error != cudaSuccess || a.splits == 1)
         return error;
-    const size_t pieces = (a.m * a.n + LUT4_THREADS - 1) / LUT4_THREADS;
-    return lb_launch(add_splits_kernel, dim3(blocks_for(pieces)), dim3(LUT4_THREADS), 0, stream, a);
+    return lb_launch(add_splits_kernel,
+                     dim3(groups_of(LUT4_THREADS, a.n), static_cast<unsigned>(a.m)), LUT4_THREADS,
+                     0, stream, a);
 }
 
 } // namespace

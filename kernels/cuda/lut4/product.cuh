@@ -368,16 +368,15 @@ __global__ void __launch_bounds__(TILE_THREADS, c_parts<type> == 1 ? 3 : 2)
     }
 }
 
+// A block adds up columns of one row of y.
 __global__ void __launch_bounds__(LUT4_THREADS) add_splits_kernel(lowbit_cuda_lut4_linear a) {
-    const size_t count = a.m * a.n;
-    const float unit = codebook_unit(a.weight.codebook);
-    for (size_t i = static_cast<size_t>(blockIdx.x) * LUT4_THREADS + threadIdx.x; i < count;
-         i += static_cast<size_t>(gridDim.x) * LUT4_THREADS) {
-        float sum = a.partial[i];
-        for (int split = 1; split < a.splits; split++)
-            sum = __fadd_rn(sum, a.partial[split * count + i]);
-        store_sum(a, i / a.n, i % a.n, sum, a.rows.scale[i / a.n], unit);
-    }
+    const size_t m = blockIdx.y, n = static_cast<size_t>(blockIdx.x) * LUT4_THREADS + threadIdx.x;
+    if (n >= a.n)
+        return;
+    float sum = a.partial[m * a.n + n];
+    for (int split = 1; split < a.splits; split++)
+        sum = __fadd_rn(sum, a.partial[(split * a.m + m) * a.n + n]);
+    store_sum(a, m, n, sum, a.rows.scale[m], codebook_unit(a.weight.codebook));
 }
 
 } // namespace
