@@ -135,6 +135,12 @@ TEST(CudaLut4Linear, LongRows) {
                 check(Product(random, m, 20, 64 * 75, 64, nf4, dtype, dtype));
 }
 
+TEST(CudaLut4Linear, NoColumns) {
+    Random random(507);
+    for (size_t m : {1, 3, 20})
+        check(Product(random, m, 20, 0, 64, nf4, LOWBIT_FLOAT32, LOWBIT_FLOAT32));
+}
+
 TEST(CudaLut4Linear, MoreRowsThanAtATime) {
     Random random(506);
     check(Product(random, 1030, 9, 128, 64, nf4, LOWBIT_FLOAT32, LOWBIT_FLOAT32));

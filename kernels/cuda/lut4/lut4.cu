@@ -12,11 +12,14 @@ unsigned blocks_for(size_t pieces) {
     return static_cast<unsigned>(pieces < MOST_BLOCKS ? pieces : MOST_BLOCKS);
 }
 
+unsigned groups_of(size_t size, size_t count) {
+    return static_cast<unsigned>((count + size - 1) / size);
+}
+
 template <lowbit_float type>
 cudaError_t prepare(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
-    const size_t pieces = (a.k + 255) / 256 * 32; // of eight columns
-    const unsigned threads =
-        static_cast<unsigned>(pieces < PREPARE_THREADS ? pieces : PREPARE_THREADS);
+    const unsigned warps = groups_of(256, a.k), most = PREPARE_THREADS / 32; // eight columns a lane
+    const unsigned threads = 32 * (warps == 0 ? 1 : warps < most ? warps : most);
     return lb_launch(prepare_rows_kernel<type>, dim3(static_cast<unsigned>(a.m)), dim3(threads), 0,
                      stream, static_cast<const lb_bits<type> *>(a.x), a.x_stride, a.k, a.rows);
 }
@@ -28,10 +31,6 @@ cudaError_t launch(void (*kernel)(lowbit_cuda_lut4_linear), dim3 grid, int threa
         cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
                              cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
     return error != cudaSuccess ? error : lb_launch(kernel, grid, threads, shared, stream, a);
-}
-
-unsigned groups_of(size_t size, size_t count) {
-    return static_cast<unsigned>((count + size - 1) / size);
 }
 
 template <int ROWS, int TILES, lowbit_float type>

@@ -78,6 +78,8 @@ template <int ROWS> struct Scales {
     // Of the lane's piece.
     __device__ __forceinline__ void load(const lowbit_cuda_lut4_weight &w, unsigned piece,
                                          unsigned end) {
+        if (end == 0) // no columns at all
+            return;
         const unsigned block = row + (min(piece, end - 1) >> (w.log2_blocksize - LOG2_PIECE));
 #pragma unroll
         for (int i = 0; i < 2 * ROWS; i++)
