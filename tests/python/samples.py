@@ -63,6 +63,11 @@ def put(index: tuple[int, ...], value: float) -> Callable[[Tensor], Tensor]:
     )
 
 
+def first(value: float) -> Callable[[Tensor], Tensor]:
+    """Changes the first element."""
+    return lambda t: t.flatten().index_fill(0, torch.tensor(0), value).view(t.shape)
+
+
 def check_load_refused(
     layer: nn.Module, spoil: dict[str, Callable[[Tensor], Tensor] | None], message: str
 ) -> None:

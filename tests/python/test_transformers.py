@@ -11,6 +11,7 @@ import pytest
 import torch
 from reference import same_bits
 from safetensors.torch import load_file
+from samples import first
 from torch import Tensor, nn
 
 transformers = pytest.importorskip("transformers")
@@ -382,15 +383,6 @@ def test_a_tied_head_is_not_untied(checkpoints: dict[str, str]) -> None:
 
 
 # Bad checkpoints
-
-
-def first(value: float) -> object:
-    def change(t: Tensor) -> Tensor:
-        t = t.clone()
-        t.view(-1)[0] = value
-        return t
-
-    return change
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 VOCABULARY = 256
@@ -19,70 +19,42 @@ VOCABULARY = 256
 
 def build(name: str) -> PreTrainedModel:
     torch.manual_seed(0)
+    size = {
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": VOCABULARY,
+    }
+    decoder = size | {"num_key_value_heads": 2}
     if name in ("llama", "llama_tied"):
-        config = transformers.LlamaConfig(
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            vocab_size=VOCABULARY,
-            tie_word_embeddings=name == "llama_tied",
-        )
+        decoder |= {"intermediate_size": 128, "num_hidden_layers": 3}
+        config = transformers.LlamaConfig(**decoder, tie_word_embeddings=name == "llama_tied")
         return transformers.LlamaForCausalLM(config)
     if name == "gpt2":
         config = transformers.GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=VOCABULARY)
         return transformers.GPT2LMHeadModel(config)
     if name == "mixtral":
-        config = transformers.MixtralConfig(
-            hidden_size=64,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            num_local_experts=4,
-            vocab_size=VOCABULARY,
+        return transformers.MixtralForCausalLM(
+            transformers.MixtralConfig(**decoder, num_local_experts=4)
         )
-        return transformers.MixtralForCausalLM(config)
     if name == "qwen3_moe":
         config = transformers.Qwen3MoeConfig(
-            hidden_size=64,
-            intermediate_size=64,
-            moe_intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=16,
-            num_experts=8,
-            num_experts_per_tok=3,
-            vocab_size=VOCABULARY,
+            **decoder, moe_intermediate_size=48, head_dim=16, num_experts=8, num_experts_per_tok=3
         )
         return transformers.Qwen3MoeForCausalLM(config)
     if name == "gpt_oss":
+        decoder["intermediate_size"] = 96
         config = transformers.GptOssConfig(
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=16,
-            num_local_experts=4,
-            vocab_size=VOCABULARY,
-            pad_token_id=0,
+            **decoder, head_dim=16, num_local_experts=4, pad_token_id=0
         )
         return transformers.GptOssForCausalLM(config)
     if name == "qwen3_vl_moe":
-        text = {
-            "hidden_size": 64,
-            "intermediate_size": 64,
+        text = decoder | {
             "moe_intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
             "head_dim": 16,
             "num_experts": 4,
             "num_experts_per_tok": 2,
-            "vocab_size": VOCABULARY,
             "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]},
         }
         vision = {
@@ -96,26 +68,11 @@ def build(name: str) -> PreTrainedModel:
         config = transformers.Qwen3VLMoeConfig(text_config=text, vision_config=vision)
         return transformers.Qwen3VLMoeForConditionalGeneration(config)
     if name == "nomic_bert":
-        config = transformers.NomicBertConfig(
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            vocab_size=VOCABULARY,
-        )
-        return transformers.NomicBertModel(config)
-    config = transformers.BertConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        vocab_size=VOCABULARY,
-        num_labels=3,
-    )
-    return {
-        "bert": transformers.BertModel,
-        "bert_classifier": transformers.BertForSequenceClassification,
-    }[name](config)
+        size["intermediate_size"] = 96
+        return transformers.NomicBertModel(transformers.NomicBertConfig(**size))
+    size["intermediate_size"] = 128
+    kind = transformers.BertModel if name == "bert" else transformers.BertForSequenceClassification
+    return kind(transformers.BertConfig(**size, num_labels=3))
 
 
 NAMES = (
@@ -131,6 +88,17 @@ NAMES = (
     "nomic_bert",
 )
 
+# A device map of "llama".
+LLAMA_OFFLOADED = {
+    "model.embed_tokens": "cpu",
+    "model.rotary_emb": "cpu",
+    "model.layers.0": "cpu",
+    "model.layers.1": "disk",
+    "model.layers.2": "disk",
+    "model.norm": "cpu",
+    "lm_head": "cpu",
+}
+
 
 def save_all(folder: Path) -> dict[str, str]:
     paths = {}
@@ -145,6 +113,20 @@ def run(model: PreTrainedModel) -> torch.Tensor:
     ids = torch.arange(24).reshape(2, 12)
     with torch.no_grad():
         return model.eval()(ids)[0]
+
+
+def learn(
+    model: nn.Module, optimizer: torch.optim.Optimizer, ids: Tensor, steps: int
+) -> list[float]:
+    """Trains a language model on a batch over and over. The loss before each step."""
+    losses = []
+    for _ in range(steps):
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
 
 
 def spoil(folder: Path, key: str, change: Callable[[Tensor], Tensor | None]) -> None:
