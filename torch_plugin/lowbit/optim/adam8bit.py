@@ -45,8 +45,8 @@ class Adam8bit(torch.optim.Optimizer):
         lr: a number, or a tensor of one element that may change between steps.
         betas, eps, maximize: as in torch.optim.Adam; betas are numbers.
         weight_decay: 0 unless given, and 1e-2 in AdamW8bit, as in torch.optim.
-        capturable: says that steps will be captured in a graph. State, step and a tensor lr live on
-            the parameters' device and are never read by the host in either case.
+        capturable: as torch's has it. Steps can be captured in a graph in either case: state, step
+            and a tensor lr live on the parameters' device and are never read by the host.
         master_weights: keep a float32 master of each float16 or bfloat16 parameter in its state; it
             is updated instead, and rounded into the parameter in the same pass.
         blocksize: elements that share a scale, a power of two from 32 to 4096.
