@@ -25,7 +25,7 @@ void check_linear(const LinearCase &c, Random &random) {
 
 TEST(Int8Linear, EveryNumberOfRows) {
     Random random(1);
-    for (int pass = 0; pass < samples(5); pass++)
+    for (int pass = 0; pass < samples(3); pass++)
         for (size_t m = 0; m <= 70 && !HasFailure(); m++) {
             size_t n = random.size(2000), k = random.size(2000);
             cut(m, n, k, 1000000);

@@ -2,6 +2,9 @@
 """Inputs and checks that the tests of all operators and layers share."""
 
 import re
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +49,41 @@ def check_refused(op: str, arguments: tuple[Any, ...], pieces: list[str], fake: 
         assert re.search(rf"(?<![a-z])({piece})", message), message
     for a, b in zip(arguments, before, strict=True):
         assert not isinstance(a, Tensor) or same_bits(a, b)
+
+
+_WIDTH = 4096
+_MEASURE = f"""
+import torch, lowbit
+from pathlib import Path
+
+op = torch.ops.lowbit
+n = k = {_WIDTH}
+
+def peak():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+def measure(m, call):
+    call()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak()
+    call()
+    print(m, peak() - before)
+"""
+
+
+def check_scratch(script: str, calls: int) -> None:
+    """script makes weights [n, k] and calls measure(m, call) as often. Of each operator that the
+    result and a few times the activations are all that it takes, not a float copy of the weight,
+    which would be 32 or 64 MiB."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("reads /proc")
+    code = _MEASURE + textwrap.dedent(script)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    grown = [tuple(map(int, line.split())) for line in run.stdout.splitlines()]
+    assert len(grown) == calls
+    for m, size in grown:
+        assert size <= 3 * m * _WIDTH * 4 + 16 * 2**20, grown
 
 
 def bits(layer: nn.Module) -> dict[str, Tensor]:

@@ -2,8 +2,6 @@
 """torch.ops.lowbit.lut4_*: the stored form, the accuracy promise, opcheck, gradients, errors."""
 
 import math
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -14,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lowbit import codebooks
 from reference import same_bits
-from samples import FLOATS, check_refused, layouts
+from samples import FLOATS, check_refused, check_scratch, layouts
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -585,46 +583,20 @@ def test_tensors_of_another_device_are_refused() -> None:
 
 # Memory
 
-MEASURE = """
-import torch, lowbit
-from pathlib import Path
 
-def peak():
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
-
-n = k = 8192
-op = torch.ops.lowbit
-table = lowbit.codebooks.get("nf4")
-packed = torch.zeros(n, k // 2, dtype=torch.uint8)
-absmax = torch.zeros(n, k // 64, dtype=torch.uint8)
-nested = torch.ones(n * k // 64 // 256), lowbit.codebooks.dynamic_map(), torch.zeros(())
-for m in (1, 4, 512):
-    for dtype in (torch.float32, torch.bfloat16):
-        x = torch.randn(m, k).to(dtype)
-        calls = {
-            "forward": lambda: op.lut4_linear(x, packed, absmax, table, None, 64, *nested),
-            "backward": lambda: op.lut4_linear_grad_input(
-                x, packed, absmax, table, k, 64, *nested
-            ),
-        }
-        for name, call in calls.items():
-            call()
-            Path("/proc/self/clear_refs").write_text("5")
-            before = peak()
-            call()
-            print(m, name, peak() - before)
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_scratch_memory_is_bounded() -> None:
-    """No float copy of the weight, which would be 128 or 256 MiB here: the result, and a few times
-    the activations as scratch."""
-    run = subprocess.run(
-        [sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True
+    check_scratch(
+        """
+        table = lowbit.codebooks.get("nf4")
+        packed = torch.zeros(n, k // 2, dtype=torch.uint8)
+        absmax = torch.zeros(n, k // 64, dtype=torch.uint8)
+        nested = torch.ones(n * k // 64 // 256), lowbit.codebooks.dynamic_map(), torch.zeros(())
+        weight = packed, absmax, table
+        for m in (1, 4, 128):
+            for dtype in (torch.float32, torch.bfloat16):
+                x = torch.randn(m, k).to(dtype)
+                measure(m, lambda: op.lut4_linear(x, *weight, None, 64, *nested))
+                measure(m, lambda: op.lut4_linear_grad_input(x, *weight, k, 64, *nested))
+        """,
+        calls=12,
     )
-    peaks = [line.split() for line in run.stdout.splitlines()]
-    assert len(peaks) == 12
-    for m, name, grown in peaks:
-        assert int(grown) <= 3 * int(m) * 8192 * 4 + 16 * 2**20, (m, name, grown)
