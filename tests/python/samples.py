@@ -33,6 +33,15 @@ def layouts(dtype: torch.dtype, k: int) -> list[Tensor]:
     ]
 
 
+def opcheck(dtype: torch.dtype, op: Any, *arguments: Any, **options: Any) -> None:
+    """torch.library.opcheck. Tracing with dynamic shapes, which takes nearly all of its time, does
+    not depend on the dtype: it is left to float32."""
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    if dtype == torch.float32:
+        tests += ("test_aot_dispatch_dynamic",)
+    torch.library.opcheck(op.default, arguments, options, test_utils=tests)
+
+
 def check_refused(op: str, arguments: tuple[Any, ...], pieces: list[str], fake: bool) -> None:
     """The call raises, its message names the operator and every piece (a regular expression), and
     no argument has changed."""

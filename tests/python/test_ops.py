@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lowbit.ops import int8_linear, int8_matmul
 from reference import same_bits
-from samples import FLOATS, check_refused, check_scratch, layouts
+from samples import FLOATS, check_refused, check_scratch, layouts, opcheck
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -402,14 +402,12 @@ def test_opcheck_linear(dtype: torch.dtype, offset: bool) -> None:
     weight = stored(6, 10, offset, torch.float16 if offset else torch.float32)
     bias = torch.randn(6).to(dtype)
     for x in layouts(dtype, 10):
-        torch.library.opcheck(ops.int8_linear.default, (x, *weight, bias, 6.0))
+        opcheck(dtype, ops.int8_linear, x, *weight, bias, 6.0)
         expected = reference.linear(x.contiguous(), *weight, bias, 6.0)
         assert same_bits(ops.int8_linear(x, *weight, bias, 6.0), expected)
     for out_dtype in FLOATS:
         x = torch.randn(3, 10).to(dtype)
-        torch.library.opcheck(
-            ops.int8_linear.default, (x, *weight, None, 0.0), {"out_dtype": out_dtype}
-        )
+        opcheck(dtype, ops.int8_linear, x, *weight, None, 0.0, out_dtype=out_dtype)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -426,7 +424,7 @@ def test_opcheck_grad_input(dtype: torch.dtype) -> None:
     for offset in (False, True):
         weight = stored(6, 10, offset)
         for grad in layouts(dtype, 6):
-            torch.library.opcheck(ops.int8_linear_grad_input.default, (grad, *weight))
+            opcheck(dtype, ops.int8_linear_grad_input, grad, *weight)
             check_grad_input(grad.contiguous(), *weight)
             whole = ops.int8_linear_grad_input(grad.contiguous(), *weight)
             assert same_bits(ops.int8_linear_grad_input(grad, *weight), whole)
@@ -436,33 +434,31 @@ def test_opcheck_grad_input(dtype: torch.dtype) -> None:
 def test_opcheck_quantize_and_dequantize(dtype: torch.dtype) -> None:
     absmax_dtypes = itertools.cycle((None, *SCALES))
     for x, absmax_dtype in zip(layouts(dtype, 10), absmax_dtypes, strict=False):
-        torch.library.opcheck(ops.int8_quantize.default, (x, 6.0, absmax_dtype))
-        torch.library.opcheck(ops.int8_quantize_offset.default, (x, absmax_dtype))
+        opcheck(dtype, ops.int8_quantize, x, 6.0, absmax_dtype)
+        opcheck(dtype, ops.int8_quantize_offset, x, absmax_dtype)
         q, absmax, offset = ops.int8_quantize_offset(x, absmax_dtype)
         assert q.shape == x.shape
         assert absmax.shape == offset.shape == x.shape[:-1]
         assert absmax.dtype == offset.dtype == (absmax_dtype or torch.float32)
-        torch.library.opcheck(ops.int8_dequantize.default, (q, absmax, offset, dtype))
-    torch.library.opcheck(ops.int8_dequantize.default, (q, absmax))
+        opcheck(dtype, ops.int8_dequantize, q, absmax, offset, dtype)
+    opcheck(dtype, ops.int8_dequantize, q, absmax)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_opcheck_blockwise(dtype: torch.dtype) -> None:
     values = dynamic_map()
     for x in (torch.tensor(-3.0, dtype=dtype), torch.empty(0, dtype=dtype), *layouts(dtype, 101)):
-        torch.library.opcheck(ops.blockwise_quantize.default, (x, values, 32))
+        opcheck(dtype, ops.blockwise_quantize, x, values, 32)
         q, absmax = ops.blockwise_quantize(x, values, 32)
         assert q.shape == x.shape
         assert absmax.shape == (-(-x.numel() // 32),)
         expected = reference.blockwise_quantize(x.contiguous(), values, 32)
         assert same_bits(q, expected[0])
         assert same_bits(absmax, expected[1])
-        torch.library.opcheck(
-            ops.blockwise_dequantize.default, (q, absmax, values, dtype), {"blocksize": 32}
-        )
+        opcheck(dtype, ops.blockwise_dequantize, q, absmax, values, dtype, blocksize=32)
     q = torch.randint(256, (30, 40), dtype=torch.uint8).t()
     absmax = torch.rand(5)
-    torch.library.opcheck(ops.blockwise_dequantize.default, (q, absmax, values))
+    opcheck(dtype, ops.blockwise_dequantize, q, absmax, values)
     whole = ops.blockwise_dequantize(q.contiguous(), absmax, values)
     assert same_bits(ops.blockwise_dequantize(q, absmax, values), whole)
 
