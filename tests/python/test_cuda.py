@@ -195,6 +195,7 @@ def test_lora_step(checkpoints: dict[str, str], tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     peft = pytest.importorskip("peft")
     from lowbit.integrations.transformers import LowbitConfig
+    from tiny_models import learn
 
     model = transformers.AutoModelForCausalLM.from_pretrained(
         checkpoints["llama"], device_map={"": 0}, quantization_config=LowbitConfig(bits=4)
@@ -203,11 +204,5 @@ def test_lora_step(checkpoints: dict[str, str], tmp_path: Path) -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-2)
     ids = torch.randint(0, 256, (2, 32), device="cuda")
-    losses = []
-    for _ in range(8):
-        loss = model(input_ids=ids, labels=ids).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
+    losses = learn(model, optimizer, ids, steps=8)
     assert losses[-1] < losses[0] - 0.05
