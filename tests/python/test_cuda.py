@@ -225,6 +225,7 @@ def test_grad_scaler() -> None:
 # ---- Strides, alignment, sizes ------------------------------------------------------------------
 
 
+@pytest.mark.sanitized
 @each_dtype
 def test_misaligned_and_strided_int8(dtype: torch.dtype) -> None:
     n, k = 64, 256
@@ -252,6 +253,7 @@ def test_misaligned_and_strided_int8(dtype: torch.dtype) -> None:
     assert same_bits(ops.int8_matmul(misaligned(a), shifted).cpu(), ops.int8_matmul(a, q))
 
 
+@pytest.mark.sanitized
 @each_dtype
 def test_misaligned_and_strided_lut4(dtype: torch.dtype) -> None:
     n, k = 64, 256
@@ -274,6 +276,7 @@ def test_misaligned_and_strided_lut4(dtype: torch.dtype) -> None:
             )
 
 
+@pytest.mark.sanitized
 @each_dtype
 def test_misaligned_and_strided_blockwise(dtype: torch.dtype) -> None:
     table = codebooks.dynamic_map()
@@ -288,6 +291,7 @@ def test_misaligned_and_strided_blockwise(dtype: torch.dtype) -> None:
     assert same_bits(ops.blockwise_dequantize(*stored, dtype).cpu(), y)
 
 
+@pytest.mark.sanitized
 @each_dtype
 def test_misaligned_and_strided_adam(dtype: torch.dtype) -> None:
     values = torch.randn(70, 130).to(dtype)

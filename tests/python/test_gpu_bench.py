@@ -32,7 +32,6 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     for name, value in small.items():
         assert hasattr(module, name)
         monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr(module, "describe", lambda: {"device": "none"})
     return module
 
 
@@ -44,7 +43,7 @@ def run_each(calls: list[Callable[[], Any]]) -> float:
 
 def test_every_case(bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bench.graph_time = run_each
-    assert bench.main(tmp_path) == 0
+    assert bench.main(tmp_path, "none") == 0
     results = json.loads((tmp_path / "bench.json").read_text())["results"]
     assert all(row["time"] == 10 for row in results)
     assert all(
@@ -77,7 +76,7 @@ def test_a_case_that_fails(
         return run_each(calls)
 
     bench.graph_time = some
-    assert bench.main(tmp_path) == 1
+    assert bench.main(tmp_path, "none") == 1
     results = json.loads((tmp_path / "bench.json").read_text())["results"]
     (failed,) = (row for row in results if "error" in row)
     assert failed["operator"].startswith("adam8bit")
