@@ -227,9 +227,12 @@ __device__ __forceinline__ void step_tile(const Param &p, size_t first, unsigned
     }
 }
 
-// The number of the parameter that a tile belongs to.
-__device__ __forceinline__ unsigned param_of(const Step &s, uint32_t tile) {
-    unsigned low = 0, high = s.params - 1;
+// The number of the parameter that a tile belongs to, not below `low`: mostly that of the block's tile
+// before.
+__device__ __forceinline__ unsigned param_of(const Step &s, uint32_t tile, unsigned low) {
+    if (tile < s.param[low].end)
+        return low;
+    unsigned high = s.params - 1;
     while (low < high) {
         const unsigned middle = (low + high) / 2;
         if (tile < s.param[middle].end)
@@ -252,12 +255,12 @@ __global__ void __launch_bounds__(THREADS, BLOCKS_PER_MULTIPROCESSOR)
     const bool direct1 = lb_encoder_init(shared.encoder1, s.codebook1);
     const bool direct2 = lb_encoder_init(shared.encoder2, s.codebook2);
     const uint32_t tiles = s.param[s.params - 1].end;
-    unsigned turn = 0;
+    unsigned turn = 0, i = 0;
     for (uint32_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         const unsigned next = turn < 2 ? turn + 1 : 0;
         if (threadIdx.x < TILE_BLOCKS)
             shared.largest[next][0][threadIdx.x] = shared.largest[next][1][threadIdx.x] = 0;
-        const unsigned i = param_of(s, tile);
+        i = param_of(s, tile, i);
         const Param &p = s.param[i];
         const size_t first = (size_t)(tile - (i ? s.param[i - 1].end : 0)) * TILE;
         // Types at run time within step_tile would cost registers.
