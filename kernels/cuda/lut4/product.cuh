@@ -125,8 +125,12 @@ template <int ROWS, int TILES, lowbit_float type> struct DecodeShared {
     FusedRows<FUSED> rows;
 };
 
+// That a multiprocessor has registers for.
+template <int TILES, lowbit_float type>
+constexpr int decode_blocks = type == bf16 || (type == f16 && TILES == 1) ? 2 : 1;
+
 template <int ROWS, int TILES, lowbit_float type>
-__global__ void __launch_bounds__(LUT4_THREADS, TILES *x_parts<type> *c_parts<type> <= 2 ? 2 : 1)
+__global__ void __launch_bounds__(LUT4_THREADS, decode_blocks<TILES, type>)
     decode_kernel(lowbit_cuda_lut4_linear a) {
     using Shared = DecodeShared<ROWS, TILES, type>;
     constexpr int X_PARTS = x_parts<type>, C_PARTS = c_parts<type>;
