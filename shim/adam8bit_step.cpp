@@ -27,7 +27,7 @@ static lowbit_tensor element(const Op &op, const char *list, const Tensors &tens
 static void check_like_param(const Op &op, const char *list, const Tensors &tensors,
                              const Tensors &params, size_t i) {
     const auto given = tensors[i].sizes(), expected = params[i].sizes();
-    if (given != expected)
+    if (!given.equals(expected))
         refuse(op, list, "[", i, "] has shape ", to_string(shape_of(tensors[i])), ", expected ",
                to_string(shape_of(params[i])), ", that of params[", i, "]");
 }

@@ -9,8 +9,7 @@ namespace lowbit {
 static Tensor linear(const Tensor &x, const Tensor &weight, const OptionalTensor &bias) {
     StableIValue stack[] = {torch::stable::detail::from(x), torch::stable::detail::from(weight),
                             torch::stable::detail::from(bias)};
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        torch_call_dispatcher("aten::linear", "", stack, TORCH_ABI_VERSION));
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "", stack, TORCH_ABI_VERSION));
     return torch::stable::detail::to<Tensor>(stack[0]);
 }
 #endif
