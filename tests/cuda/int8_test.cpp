@@ -57,13 +57,15 @@ TEST(CudaInt8Linear, Samples) {
         }
 }
 
-// Rows of several chunks of 1024, and of more than a block of threads reads at once.
+// Rows of several chunks of 1024, of more than a block of threads keeps, and with more columns than a
+// tile marks by itself.
 TEST(CudaInt8Linear, LongRows) {
     Random random(401);
     for (size_t m : {1, 5, 20})
-        for (size_t k : {1024, 1025, 2048, 4112, 6000})
+        for (size_t k : {1024, 1025, 2048, 4112, 9000})
             if (!HasFailure())
                 check_linear(LinearCase::random(random, m, 1 + random.below(20), k), random);
+    check_linear(LinearCase::random(random, 17, 5, 33000), random);
 }
 
 TEST(CudaInt8Linear, NothingToSum) {

@@ -6,59 +6,40 @@
 
 #include "rows.cuh"
 
-#include <ptx.cuh>
-
 namespace {
 
 constexpr int DECODE_ROWS = 16, DECODE_COLUMNS = 64; // of the weight, at a time in a warp
-constexpr int DECODE_AHEAD = 4;                      // of those, loaded at once
+constexpr int WARPS = ROW_THREADS / 32;
+constexpr int DECODE_AHEAD = 4; // of those, loaded at once
 
 // Shared memory of a block that quantizes x by itself.
 constexpr size_t FUSED_BYTES = 40960;
-
-// Sixteen codes of a row, zeros beyond its end.
-template <bool ALIGNED>
-__device__ __forceinline__ uint4 load_codes(const int8_t *row, size_t at, size_t k, bool there) {
-    if (!there || at >= k)
-        return make_uint4(0, 0, 0, 0);
-    if (ALIGNED) // then k is a multiple of 16
-        return ptx::ldg_nc_v4(row + at);
-    uint32_t words[4] = {0, 0, 0, 0};
-    for (int i = 0; i < 16; i++)
-        if (at + i < k)
-            words[i / 4] |= static_cast<uint32_t>(static_cast<uint8_t>(row[at + i])) << (i % 4 * 8);
-    return make_uint4(words[0], words[1], words[2], words[3]);
-}
 
 // TILES times 8 rows of x. With FUSED each block quantizes x by itself, into shared memory; otherwise
 // a.rows holds it. Within 64 columns the products are summed in an order that lets a thread load 16
 // codes at once: integer sums do not depend on it.
 template <lowbit_float type, int TILES, bool FUSED, bool ALIGNED>
 __global__ void __launch_bounds__(ROW_THREADS, 2) decode_kernel(lowbit_cuda_int8_linear a) {
-    LB_SHARED(sums, int32_t[ROW_WARPS][TILES][32][4]);
+    LB_SHARED(sums, int32_t[WARPS][TILES][32][4]);
     lowbit_cuda_int8_rows rows = a.rows;
     if constexpr (FUSED) {
-        LB_SHARED(scratch, RowScratch);
-        LB_SHARED(largest, float[DECODE_ROWS]);
+        LB_SHARED(scratch, RowScratch<ROW_THREADS>);
+        LB_SHARED(r, float[DECODE_ROWS]);
         LB_SHARED(sum, int32_t[DECODE_ROWS]);
+        LB_SHARED(outliers, uint32_t[DECODE_ROWS]);
+        LB_SHARED(list, lowbit_cuda_int8_outlier[DECODE_ROWS][LISTED]);
         LB_DYNAMIC_SHARED(memory, unsigned char[FUSED_BYTES]);
         rows.q = reinterpret_cast<int8_t *>(memory);
         rows.mask = reinterpret_cast<uint32_t *>(memory + a.m * rows.stride);
-        rows.summary = rows.mask + a.m * 32 * rows.chunks;
-        rows.largest = largest;
-        rows.sum = sum;
-        for (size_t m = 0; m < a.m; m++) {
-            const QuantizedRow row = {rows.q + m * rows.stride, rows.largest + m, rows.sum + m,
-                                      rows.mask + m * 32 * rows.chunks,
-                                      rows.summary + m * rows.chunks};
+        rows.r = r, rows.sum = sum, rows.outliers = outliers, rows.list = list[0];
+        for (size_t m = 0; m < a.m; m++)
             quantize_row<type>(static_cast<const lb_bits<type> *>(a.x) + m * a.x_stride, a.k,
-                               rows.stride, rows.chunks, a.threshold, scratch, row, nullptr);
-        }
+                               rows.stride, a.threshold, scratch, QuantizedRow(rows, m), nullptr);
     }
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const size_t n0 = static_cast<size_t>(blockIdx.x) * DECODE_ROWS, n = n0 + lane / 4;
     int32_t acc[TILES][4] = {};
-    constexpr size_t STEP = ROW_WARPS * DECODE_COLUMNS;
+    constexpr size_t STEP = WARPS * DECODE_COLUMNS;
     for (size_t k0 = warp * DECODE_COLUMNS; k0 < a.k; k0 += DECODE_AHEAD * STEP) {
         uint4 upper[DECODE_AHEAD], lower[DECODE_AHEAD]; // on their way together
 #pragma unroll
@@ -93,15 +74,22 @@ __global__ void __launch_bounds__(ROW_THREADS, 2) decode_kernel(lowbit_cuda_int8
         if (n0 + row >= a.n || m >= a.m)
             continue;
         int32_t total = 0;
-        for (int w = 0; w < ROW_WARPS; w++)
+        for (int w = 0; w < WARPS; w++)
             total += sums[w][token / 8][row % 8 * 4 + token % 8 / 2][row / 8 * 2 + token % 2];
         const Scale scale[1] = {scale_of(a, n0 + row)};
         const int8_t *codes = a.weight + (n0 + row) * a.k;
-        float o[1];
-        outlier_sums(a.x_type, a.x, m * a.x_stride, rows.mask + m * 32 * rows.chunks,
-                     rows.summary + m * rows.chunks, rows.chunks, scale, o,
-                     [&](size_t k, int (&code)[1]) { code[0] = codes[k]; });
-        store_output(a, m, n0 + row, scale[0].product(rows.largest[m], total, rows.sum[m]), o[0]);
+        OutlierSums<1> outliers(scale);
+        const auto add = [&](uint32_t k, float x) { outliers.add(k, x, {codes[k]}); };
+        const QuantizedRow of(rows, m);
+        const uint32_t count = *of.outliers;
+#pragma unroll 4
+        for (uint32_t i = 0; i < listed(count); i++)
+            add(of.list[i].k, of.list[i].x);
+        if (count > LISTED)
+            each_unlisted(a, of, m, add);
+        const float y = __fadd_rn(__fadd_rn(scale[0].product(*of.r, total, *of.sum), outliers.o(0)),
+                                  bias_of(a, n0 + row));
+        lb_store_any(a.y_type, a.y, m * a.y_stride + n0 + row, y);
     }
 }
 

@@ -34,53 +34,49 @@ __device__ __forceinline__ int clamped_code(float scaled) {
 }
 
 // A block of threads quantizes a row after the other.
-template <lowbit_float type>
-__global__ void __launch_bounds__(ROW_THREADS)
+template <lowbit_float type, int THREADS>
+__global__ void __launch_bounds__(THREADS, 1024 / THREADS)
     quantize_kernel(const lb_bits<type> *x, size_t m, size_t k, size_t x_stride, float t, int8_t *q,
                     size_t q_stride, lowbit_float scale_type, void *absmax) {
-    LB_SHARED(of_warp, float[ROW_WARPS]);
-    for (size_t row = blockIdx.x; row < m; row += gridDim.x) {
-        const lb_bits<type> *from = x + row * x_stride;
-        int8_t *to = q + row * q_stride;
-        const bool x_aligned = lb_aligned(from, 16), q_aligned = lb_aligned(to, 8);
-        const float most = largest_below<type>(t, from, k, x_aligned, of_warp);
-        const float scale = rounded_up(scale_type, most), inv = inverse_of(scale);
-        for (size_t i = 8 * threadIdx.x; i < k; i += 8 * ROW_THREADS) {
-            float v[8];
+    LB_SHARED(of_warp, float[THREADS / 32]);
+    for (size_t m_ = blockIdx.x; m_ < m; m_ += gridDim.x) {
+        const Row<type, THREADS> row(x + m_ * x_stride, k);
+        int8_t *to = q + m_ * q_stride;
+        const bool q_aligned = lb_aligned(to, 8);
+        const float scale = rounded_up(scale_type, row.largest_below(t, of_warp));
+        const float inv = inverse_of(scale);
+        row.each(k, [&](size_t i, const float (&v)[8]) {
             int code[8];
-            lb_load8<type>(v, from, i, k, x_aligned);
             for (int j = 0; j < 8; j++)
                 code[j] = fabsf(v[j]) < t ? clamped_code(__fmul_rn(v[j], inv)) : 0;
             store_codes(to, i, k, q_aligned, code);
-        }
+        });
         if (threadIdx.x == 0)
-            lb_store_any(scale_type, absmax, row, scale);
+            lb_store_any(scale_type, absmax, m_, scale);
         __syncthreads(); // the next row reuses of_warp
     }
 }
 
 // The zero-point form.
-template <lowbit_float type>
-__global__ void __launch_bounds__(ROW_THREADS)
+template <lowbit_float type, int THREADS>
+__global__ void __launch_bounds__(THREADS, 1024 / THREADS)
     quantize_offset_kernel(const lb_bits<type> *weight, size_t n, size_t k, size_t stride,
                            int8_t *q, size_t q_stride, lowbit_float scale_type, void *absmax,
                            void *offset) {
-    LB_SHARED(highest, float[ROW_WARPS]);
-    LB_SHARED(lowest, float[ROW_WARPS]);
-    for (size_t row = blockIdx.x; row < n; row += gridDim.x) {
-        const lb_bits<type> *from = weight + row * stride;
-        int8_t *to = q + row * q_stride;
-        const bool w_aligned = lb_aligned(from, 16), q_aligned = lb_aligned(to, 8);
+    LB_SHARED(highest, float[THREADS / 32]);
+    LB_SHARED(lowest, float[THREADS / 32]);
+    for (size_t n_ = blockIdx.x; n_ < n; n_ += gridDim.x) {
+        const Row<type, THREADS> row(weight + n_ * stride, k);
+        int8_t *to = q + n_ * q_stride;
+        const bool q_aligned = lb_aligned(to, 8);
         float high = -INFINITY, low = -INFINITY; // the latter of the negated elements
-        for (size_t i = 8 * threadIdx.x; i < k; i += 8 * ROW_THREADS) {
-            float v[8];
-            lb_load8<type>(v, from, i, k, w_aligned);
+        row.each(k, [&](size_t i, const float (&v)[8]) {
             for (int j = 0; j < 8; j++)
                 if (i + j < k && fabsf(v[j]) < INFINITY) {
                     high = fmaxf(high, v[j]);
                     low = fmaxf(low, -v[j]);
                 }
-        }
+        });
         high = block_max(high, highest);
         low = -block_max(low, lowest);
         if (!(low <= high)) // a row without finite elements
@@ -92,19 +88,17 @@ __global__ void __launch_bounds__(ROW_THREADS)
         const float scale =
             rounded_up(scale_type, fmaxf(__fsub_ru(high, middle), __fsub_ru(middle, low)));
         const float inv = inverse_of(scale);
-        for (size_t i = 8 * threadIdx.x; i < k; i += 8 * ROW_THREADS) {
-            float v[8];
+        row.each(k, [&](size_t i, const float (&v)[8]) {
             int code[8];
-            lb_load8<type>(v, from, i, k, w_aligned);
             for (int j = 0; j < 8; j++)
                 code[j] = fabsf(v[j]) < INFINITY
                               ? clamped_code(__fmul_rn(__fsub_rn(v[j], middle), inv))
                               : 0;
             store_codes(to, i, k, q_aligned, code);
-        }
+        });
         if (threadIdx.x == 0) {
-            lb_store_any(scale_type, absmax, row, scale);
-            lb_store_any(scale_type, offset, row, middle);
+            lb_store_any(scale_type, absmax, n_, scale);
+            lb_store_any(scale_type, offset, n_, middle);
         }
         __syncthreads(); // the next row reuses highest and lowest
     }

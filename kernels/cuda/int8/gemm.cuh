@@ -6,8 +6,6 @@
 
 #include "rows.cuh"
 
-#include <ptx.cuh>
-
 namespace {
 
 constexpr int GEMM_K = 128;     // columns at a time: a line of shared memory
@@ -16,39 +14,72 @@ constexpr int PANEL_BLOCKS = 4; // that share out the rows of 32 columns
 
 // The columns of the weight that hold outliers, as rows of the panel: 32 columns in a block, which has
 // nothing to do where no row of x has an outlier.
+template <bool ALIGNED>
 __global__ void __launch_bounds__(PANEL_ROWS)
     gather_columns_kernel(const int8_t *weight, size_t n, size_t k, lowbit_cuda_int8_panel panel) {
-    LB_SHARED(of_warp, int[ROW_WARPS]);
+    LB_SHARED(of_warp, int[PANEL_ROWS / 32]);
     const size_t word = blockIdx.x;
-    const uint32_t columns = panel.columns[word];
+    const uint32_t columns = panel.columns[word].marked;
     if (!columns)
         return;
     int before = 0;
     for (size_t i = threadIdx.x; i < word; i += PANEL_ROWS)
-        before += __popc(panel.columns[i]);
-    before = block_sum(before, of_warp);
+        before += __popc(panel.columns[i].marked);
+    before = block_sums(before, of_warp).all;
     if (blockIdx.y == 0 && threadIdx.x == 0)
-        panel.first[word] = before;
-    for (size_t row = blockIdx.y * PANEL_ROWS + threadIdx.x; row < n;
+        panel.columns[word].before = before;
+    for (size_t row = blockIdx.y * PANEL_ROWS + threadIdx.x; row < panel.stride;
          row += gridDim.y * PANEL_ROWS) {
+        const int8_t *from = weight + row * k;
         size_t slot = before;
-        for (uint32_t bits = columns; bits && slot < panel.capacity; bits &= bits - 1, slot++)
-            panel.values[slot * n + row] = weight[row * k + word * 32 + __ffs(bits) - 1];
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const uint4 v = load_codes<ALIGNED>(from, word * 32 + half * 16, k, row < n);
+            const uint32_t codes[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+            for (int i = 0; i < 16; i++)
+                if (columns >> (half * 16 + i) & 1 && slot < panel.capacity)
+                    panel.values[slot++ * panel.stride + row] =
+                        static_cast<int8_t>(codes[i / 4] >> (i % 4 * 8));
+        }
     }
 }
 
 // Warps of WARPS_M x WARPS_N have tiles of 16 MT x 8 NT. q and the weight arrive STAGES - 1 steps
 // ahead. A row of a tile in shared memory is a line of 128 bytes whose eight pieces of 16 are
 // permuted by the row's number: ldmatrix reads eight rows at once, from eight different pieces.
-template <int WARPS_M_, int WARPS_N_, int MT_, int NT_, int STAGES_> struct Tile {
-    static constexpr int WARPS_N = WARPS_N_, MT = MT_, NT = NT_, STAGES = STAGES_;
+//
+// Then what y is made of takes their place. A tile with all rows of x has a panel of its own, of SLOTS
+// columns.
+template <int WARPS_M_, int WARPS_N_, int MT_, int NT_, int STAGES_, int SLOTS_ = 0> struct Tile {
+    static constexpr int WARPS_N = WARPS_N_, MT = MT_, NT = NT_, STAGES = STAGES_, SLOTS = SLOTS_;
     static constexpr int M = WARPS_M_ * MT * 16, N = WARPS_N * NT * 8;
     static constexpr int THREADS = WARPS_M_ * WARPS_N * 32;
+    static constexpr int THREADS_OF_ROW = N / 4;           // where each makes four columns of y
+    static constexpr int LOOKED_UP = M * LISTED / THREADS; // outliers, by each thread
+    static_assert(LISTED % 4 == 0, "outliers are taken by fours");
     struct Stage {
         int8_t a[M][GEMM_K], b[N][GEMM_K];
     };
-    struct Shared {
+    struct Outlier {
+        uint32_t k, slot;
+        float x;
+    };
+    struct Panel {
+        lowbit_cuda_int8_columns columns[LOWBIT_CUDA_LOCAL_K / 32];
+        uint32_t k[SLOTS];
+        int of_warp[THREADS / 32];
+        int8_t values[SLOTS][N];
+    };
+    struct Sources {
+        int32_t acc[M]
+                   [N + 8]; // so that the rows which a warp writes at once are in different banks
+        Outlier list[M][LISTED];
+        std::conditional_t<SLOTS != 0, Panel, char> panel;
+    };
+    union Shared {
         Stage stage[STAGES];
+        Sources sources;
     };
     using Sums = int32_t[MT][NT][4];
 
@@ -74,29 +105,32 @@ template <bool ALIGNED_> struct Matrix {
 template <int ROWS, int THREADS, class Matrix>
 __device__ __forceinline__ void fetch(int8_t (&to)[ROWS][GEMM_K], const Matrix &from, size_t first,
                                       size_t k0) {
-    for (int i = threadIdx.x; i < ROWS * 8; i += THREADS) {
-        const int row = i / 8, piece = i % 8;
-        const size_t at = k0 + piece * 16;
-        const bool there = first + row < from.rows && at < from.k;
-        const int8_t *source = there ? from.codes + (first + row) * from.stride + at : from.codes;
-        int8_t *target = &to[row][swizzled(row, piece)];
+    const int8_t *codes = from.codes + first * from.stride + k0;
+    const uint32_t rows =
+                       from.rows - first < ROWS ? static_cast<uint32_t>(from.rows - first) : ROWS,
+                   columns = static_cast<uint32_t>(from.k - k0),
+                   stride = static_cast<uint32_t>(from.stride);
+    static_assert(ROWS * 8 % THREADS == 0, "every thread has as many pieces");
+#pragma unroll
+    for (uint32_t each = 0; each < ROWS * 8; each += THREADS) {
+        const uint32_t i = each + threadIdx.x, row = i / 8, at = i % 8 * 16;
+        int8_t *target = &to[row][swizzled(row, i % 8)];
         if (Matrix::ALIGNED) {
-            ptx::cp_async16(target, source, there ? 16 : 0);
+            const bool there = row < rows && at < columns;
+            ptx::cp_async16(target, codes + (there ? row * stride + at : 0), there ? 16 : 0);
         } else {
-            uint32_t words[4] = {0, 0, 0, 0};
-            for (int j = 0; j < 16; j++)
-                if (there && at + j < from.k)
-                    words[j / 4] |= static_cast<uint32_t>(static_cast<uint8_t>(source[j]))
-                                    << (j % 4 * 8);
-            *reinterpret_cast<uint4 *>(target) = make_uint4(words[0], words[1], words[2], words[3]);
+            *reinterpret_cast<uint4 *>(target) =
+                load_codes<false>(codes + row * stride, at, columns, row < rows);
         }
     }
 }
 
-// acc += a b^T for the tile that begins at row m0 of a and row n0 of b.
-template <class Tile, class A, class B>
+// acc += a b^T for the tile that begins at row m0 of a and row n0 of b. Calls meanwhile() while the
+// first codes are on their way. shared is free after the next barrier.
+template <class Tile, class A, class B, class F>
 __device__ __forceinline__ void multiply(typename Tile::Shared &shared, const A &a, const B &b,
-                                         size_t m0, size_t n0, typename Tile::Sums &acc) {
+                                         size_t m0, size_t n0, typename Tile::Sums &acc,
+                                         F meanwhile) {
     const int lane = threadIdx.x % 32, warp_m = Tile::warp() / Tile::WARPS_N * Tile::MT * 16,
               warp_n = Tile::warp() % Tile::WARPS_N * Tile::NT * 8;
     const int steps = static_cast<int>((b.k + GEMM_K - 1) / GEMM_K);
@@ -111,6 +145,7 @@ __device__ __forceinline__ void multiply(typename Tile::Shared &shared, const A 
     };
     for (int step = 0; step < Tile::STAGES - 1; step++)
         fetch_step(step);
+    meanwhile();
     for (int step = 0; step < steps; step++) {
         ptx::cp_async_wait<Tile::STAGES - 2>();
         __syncthreads(); // this step is there, and the stage before it is no longer read
@@ -142,13 +177,13 @@ __device__ __forceinline__ void multiply(typename Tile::Shared &shared, const A 
 }
 
 template <class Tile, class A, class B>
-__global__ void __launch_bounds__(Tile::THREADS, 1)
+__global__ void __launch_bounds__(Tile::THREADS, 2)
     matmul_kernel(A a, B b, int32_t *c, size_t c_stride) {
     LB_DYNAMIC_SHARED(shared, typename Tile::Shared);
     const size_t n0 = static_cast<size_t>(blockIdx.x) * Tile::N,
                  m0 = static_cast<size_t>(blockIdx.y) * Tile::M;
     typename Tile::Sums acc = {};
-    multiply<Tile>(shared, a, b, m0, n0, acc);
+    multiply<Tile>(shared, a, b, m0, n0, acc, [] {});
 #pragma unroll
     for (int i = 0; i < Tile::MT; i++)
 #pragma unroll
@@ -162,52 +197,193 @@ __global__ void __launch_bounds__(Tile::THREADS, 1)
             }
 }
 
+// What the tile's rows and columns of y need besides the sums.
+struct OfRow {
+    float r;
+    int32_t sum;
+    uint32_t outliers;
+};
+struct OfColumn {
+    float s, offset, bias;
+};
+
+constexpr uint32_t NOT_IN_PANEL = ~0u;
+
+// A panel as the tile sees it: values from the tile's first column of y on.
+struct PanelView {
+    const lowbit_cuda_int8_columns *columns;
+    const int8_t *values;
+    size_t stride, capacity;
+
+    __device__ __forceinline__ uint32_t slot(uint32_t k) const {
+        const uint2 word = *reinterpret_cast<const uint2 *>(&columns[k / 32]); // at once
+        const uint32_t bit = 1u << k % 32;
+        return word.x & bit ? word.y + __popc(word.x & (bit - 1)) : NOT_IN_PANEL;
+    }
+    // Four codes from a column on; without a branch, so that many can be on their way. Some that are
+    // there if these are not.
+    __device__ __forceinline__ uint32_t four(uint32_t slot, int column) const {
+        return *reinterpret_cast<const uint32_t *>(values + (slot < capacity ? slot : 0) * stride +
+                                                   column);
+    }
+};
+
+// Calls f(number, row, i) for the listed outliers of the tile's rows that this thread looks up.
+template <class Tile, class F>
+__device__ __forceinline__ void each_listed(const OfRow (&of_row)[Tile::M], F f) {
+#pragma unroll
+    for (int number = 0; number < Tile::LOOKED_UP; number++) {
+        const uint32_t at = number * Tile::THREADS + threadIdx.x, row = at / LISTED,
+                       i = at % LISTED;
+        if (i < of_row[row].outliers)
+            f(number, row, i);
+    }
+}
+
+// The tile's own panel, of the columns that are marked in it.
+template <class Tile>
+__device__ __forceinline__ PanelView gather(const lowbit_cuda_int8_linear &a, size_t n0,
+                                            typename Tile::Panel &panel) {
+    const uint32_t words = a.rows.stride / 32, each = (words + Tile::THREADS - 1) / Tile::THREADS;
+    const uint32_t begin = min(threadIdx.x * each, words), end = min(begin + each, words);
+    int mine = 0;
+    for (uint32_t word = begin; word < end; word++)
+        mine += __popc(panel.columns[word].marked);
+    const Sums slots = block_sums(mine, panel.of_warp);
+    int slot = slots.before;
+    for (uint32_t word = begin; word < end; word++) {
+        panel.columns[word].before = slot;
+        for (uint32_t bits = panel.columns[word].marked; bits; bits &= bits - 1, slot++)
+            if (slot < Tile::SLOTS)
+                panel.k[slot] = word * 32 + __ffs(bits) - 1;
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < min(slots.all, Tile::SLOTS) * Tile::N; i += Tile::THREADS) {
+        const size_t n = n0 + i % Tile::N;
+        panel.values[i / Tile::N][i % Tile::N] =
+            n < a.n ? a.weight[n * a.k + panel.k[i / Tile::N]] : 0;
+    }
+    return {panel.columns, panel.values[0], Tile::N, Tile::SLOTS};
+}
+
 template <class Tile, class Weight>
-__global__ void __launch_bounds__(Tile::THREADS, 1)
+__global__ void __launch_bounds__(Tile::THREADS, 2)
     linear_kernel(lowbit_cuda_int8_linear a, Weight weight) {
-    constexpr int MT = Tile::MT, NT = Tile::NT;
     LB_DYNAMIC_SHARED(shared, typename Tile::Shared);
+    LB_SHARED(of_row, OfRow[Tile::M]);
+    LB_SHARED(of_column, OfColumn[Tile::N]);
     const size_t n0 = static_cast<size_t>(blockIdx.x) * Tile::N,
                  m0 = static_cast<size_t>(blockIdx.y) * Tile::M;
     typename Tile::Sums acc = {};
     const Matrix<true> q = {a.rows.q, a.m, a.rows.stride, a.rows.stride};
-    multiply<Tile>(shared, q, weight, m0, n0, acc);
-
-    const auto column = [&](int j) { return n0 + Tile::column() + j / 2 * 8 + j % 2; };
-    Scale scales[2 * NT];
-#pragma unroll
-    for (int j = 0; j < 2 * NT; j++)
-        scales[j] = column(j) < a.n ? scale_of(a, column(j)) : Scale{0.0f, 0.0f, false};
-#pragma unroll
-    for (int i = 0; i < MT; i++)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const size_t m = m0 + Tile::row() + i * 16 + half * 8;
-            if (m >= a.m)
-                continue;
-            float o[2 * NT];
-            outlier_sums(a.x_type, a.x, m * a.x_stride, a.rows.mask + m * 32 * a.rows.chunks,
-                         a.rows.summary + m * a.rows.chunks, a.rows.chunks, scales, o,
-                         [&](size_t k, int (&codes)[2 *NT]) {
-                             const uint32_t before = (1u << (k % 32)) - 1;
-                             const size_t slot =
-                                 a.panel.first[k / 32] + __popc(a.panel.columns[k / 32] & before);
-                             const bool in_panel = slot < a.panel.capacity;
-#pragma unroll
-                             for (int j = 0; j < 2 * NT; j++)
-                                 codes[j] = column(j) >= a.n ? 0
-                                            : in_panel ? a.panel.values[slot * a.n + column(j)]
-                                                       : a.weight[column(j) * a.k + k];
-                         });
-            const float largest = a.rows.largest[m];
-            const int sum = a.rows.sum[m];
-#pragma unroll
-            for (int j = 0; j < 2 * NT; j++)
-                if (column(j) < a.n)
-                    store_output(a, m, column(j),
-                                 scales[j].product(largest, acc[i][j / 2][half * 2 + j % 2], sum),
-                                 o[j]);
+    uint32_t any = 0;
+    multiply<Tile>(shared, q, weight, m0, n0, acc, [&] {
+        for (int i = threadIdx.x; i < Tile::M; i += Tile::THREADS) {
+            const size_t m = m0 + i;
+            of_row[i] = m < a.m ? OfRow{a.rows.r[m], a.rows.sum[m], a.rows.outliers[m]} : OfRow{};
+            any |= of_row[i].outliers;
         }
+        for (int i = threadIdx.x; i < Tile::N; i += Tile::THREADS) {
+            const Scale scale = n0 + i < a.n ? scale_of(a, n0 + i) : Scale{};
+            of_column[i] = {scale.s, scale.offset, n0 + i < a.n ? bias_of(a, n0 + i) : 0.0f};
+        }
+    });
+    const int with_outliers = __syncthreads_count(any != 0);
+    typename Tile::Sources &sources = shared.sources;
+#pragma unroll
+    for (int i = 0; i < Tile::MT; i++)
+#pragma unroll
+        for (int j = 0; j < Tile::NT; j++)
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+                *reinterpret_cast<int2 *>(
+                    &sources.acc[Tile::row() + i * 16 + half * 8][Tile::column() + j * 8]) =
+                    make_int2(acc[i][j][half * 2], acc[i][j][half * 2 + 1]);
+    PanelView panel = {};
+    if (with_outliers) {
+        uint2 found[Tile::LOOKED_UP]; // k and x, all on their way together
+        uint32_t slots[Tile::LOOKED_UP];
+        each_listed<Tile>(of_row, [&](int number, int row, int i) {
+            found[number] = *reinterpret_cast<const uint2 *>(&a.rows.list[(m0 + row) * LISTED + i]);
+        });
+        if (a.panel.columns)
+            panel = {a.panel.columns, a.panel.values + n0, a.panel.stride, a.panel.capacity};
+        if constexpr (Tile::SLOTS != 0)
+            if (!a.panel.columns) {
+                for (uint32_t i = threadIdx.x; i < a.rows.stride / 32; i += Tile::THREADS)
+                    sources.panel.columns[i].marked = 0;
+                __syncthreads();
+                each_listed<Tile>(of_row, [&](int number, int, int) {
+                    const uint32_t k = found[number].x;
+                    atomicOr(&sources.panel.columns[k / 32].marked, 1u << k % 32);
+                });
+                __syncthreads();
+                panel = gather<Tile>(a, n0, sources.panel);
+            }
+        each_listed<Tile>(
+            of_row, [&](int number, int, int) { slots[number] = panel.slot(found[number].x); });
+        each_listed<Tile>(of_row, [&](int number, int row, int i) {
+            sources.list[row][i] = {found[number].x, slots[number],
+                                    __uint_as_float(found[number].y)};
+        });
+    }
+    __syncthreads();
+
+    const int column = threadIdx.x % Tile::THREADS_OF_ROW * 4;
+    if (n0 + column >= a.n)
+        return;
+    Scale scales[4];
+    float bias[4];
+    for (int j = 0; j < 4; j++) {
+        const OfColumn &of = of_column[column + j];
+        scales[j] = {of.s, of.offset, a.offset != nullptr};
+        bias[j] = of.bias;
+    }
+    for (int i = threadIdx.x / Tile::THREADS_OF_ROW; i < Tile::M;
+         i += Tile::THREADS / Tile::THREADS_OF_ROW) {
+        const size_t m = m0 + i;
+        if (m >= a.m)
+            return;
+        OutlierSums<4> sums(scales);
+        const auto add = [&](uint32_t k, float x, uint32_t slot, uint32_t four) {
+            int codes[4];
+            if (slot < panel.capacity) {
+                for (int j = 0; j < 4; j++)
+                    codes[j] = static_cast<int8_t>(four >> j * 8);
+            } else {
+                for (int j = 0; j < 4; j++)
+                    codes[j] = n0 + column + j < a.n ? a.weight[(n0 + column + j) * a.k + k] : 0;
+            }
+            sums.add(k, x, codes);
+        };
+        const uint32_t outliers = of_row[i].outliers;
+        for (uint32_t e = 0; e < listed(outliers); e += 4) {
+            typename Tile::Outlier found[4];
+            uint32_t four[4];
+#pragma unroll
+            for (uint32_t j = 0; j < 4; j++) {
+                found[j] = sources.list[i][min(e + j, outliers - 1)];
+                four[j] = panel.four(found[j].slot, column);
+            }
+#pragma unroll
+            for (uint32_t j = 0; j < 4; j++)
+                if (e + j < outliers)
+                    add(found[j].k, found[j].x, found[j].slot, four[j]);
+        }
+        if (outliers > LISTED)
+            each_unlisted(a, QuantizedRow(a.rows, m), m, [&](uint32_t k, float x) {
+                const uint32_t slot = panel.slot(k);
+                add(k, x, slot, panel.four(slot, column));
+            });
+        const int4 acc4 = *reinterpret_cast<const int4 *>(&sources.acc[i][column]);
+        const int32_t acc_of[4] = {acc4.x, acc4.y, acc4.z, acc4.w};
+        float y[4];
+        for (int j = 0; j < 4; j++)
+            y[j] = __fadd_rn(
+                __fadd_rn(scales[j].product(of_row[i].r, acc_of[j], of_row[i].sum), sums.o(j)),
+                bias[j]);
+        store_outputs(a, m, n0 + column, y);
+    }
 }
 
 } // namespace

@@ -17,23 +17,29 @@ bool aligned(const int8_t *rows, size_t k) {
     return lb_aligned(rows, 16) && k % 16 == 0;
 }
 
-template <lowbit_float type>
-cudaError_t quantize_x(const lowbit_cuda_int8_linear &a, uint32_t *columns, cudaStream_t stream) {
-    return lb_launch(quantize_rows_kernel<type>, dim3(static_cast<unsigned>(a.m)),
-                     dim3(ROW_THREADS), 0, stream, static_cast<const lb_bits<type> *>(a.x),
-                     a.x_stride, a.k, a.threshold, a.rows, columns);
+// Calls launch with how many threads a row of k elements takes, as a constant.
+template <class Launch> cudaError_t with_row_threads(size_t k, Launch launch) {
+    if (k <= LONG_ROW)
+        return launch(std::integral_constant<int, ROW_THREADS>());
+    return launch(std::integral_constant<int, LONG_ROW_THREADS>());
 }
 
-cudaError_t quantize_x(const lowbit_cuda_int8_linear &a, uint32_t *columns, cudaStream_t stream) {
-    return lb_with_type(
-        a.x_type, [&](auto type) { return quantize_x<decltype(type)::value>(a, columns, stream); });
+cudaError_t quantize_x(const lowbit_cuda_int8_linear &a, cudaStream_t stream) {
+    return lb_with_type(a.x_type, [&](auto constant) {
+        constexpr lowbit_float type = decltype(constant)::value;
+        return with_row_threads(a.k, [&](auto threads) {
+            return lb_launch(quantize_rows_kernel<type, threads()>,
+                             dim3(static_cast<unsigned>(a.m)), dim3(threads()), 0, stream,
+                             static_cast<const lb_bits<type> *>(a.x), a.x_stride, a.k, a.threshold,
+                             a.rows, a.panel.columns);
+        });
+    });
 }
 
 template <lowbit_float type, int TILES, bool FUSED>
 cudaError_t decode(const lowbit_cuda_int8_linear &a, cudaStream_t stream) {
     const dim3 grid(static_cast<unsigned>((a.n + DECODE_ROWS - 1) / DECODE_ROWS));
-    const size_t shared =
-        FUSED ? a.m * (a.rows.stride + (32 + 1) * a.rows.chunks * sizeof(uint32_t)) : 0;
+    const size_t shared = FUSED ? a.m * (a.rows.stride + a.rows.stride / 8) : 0;
     if (aligned(a.weight, a.k))
         return lb_launch(decode_kernel<type, TILES, FUSED, true>, grid, dim3(ROW_THREADS), shared,
                          stream, a);
@@ -59,10 +65,13 @@ cudaError_t launch_tiles(void (*kernel)(Params...), size_t m, size_t n, cudaStre
 // Few rows: small tiles, so that there are enough of them to keep memory busy. None needs more than the
 // 99 KB of shared memory that every GPU has.
 template <class Launch> cudaError_t with_tile(size_t m, Launch launch) {
+    static_assert(LOWBIT_CUDA_LOCAL_M == 128, "up to so many rows a tile has all of them");
     if (m <= 32)
-        return launch(Tile<2, 2, 1, 2, 6>());
+        return launch(Tile<2, 2, 1, 2, 6, 256>());
     if (m <= 64)
-        return launch(Tile<4, 2, 1, 2, 5>());
+        return launch(Tile<4, 2, 1, 2, 5, 256>());
+    if (m <= 128)
+        return launch(Tile<4, 2, 2, 4, 4, 256>());
     if (m <= 256)
         return launch(Tile<2, 4, 2, 2, 4>());
     return launch(Tile<2, 4, 4, 4, 3>());
@@ -97,7 +106,7 @@ extern "C" int lowbit_int8_linear_decode_launch(const lowbit_cuda_int8_linear *a
         return lb_with_type(
             a.x_type, [&](auto type) { return decode<decltype(type)::value, 1, true>(a, stream); });
     }
-    const cudaError_t error = quantize_x(a, nullptr, stream);
+    const cudaError_t error = quantize_x(a, stream);
     if (error != cudaSuccess)
         return error;
     return a.m <= 8 ? decode<f32, 1, false>(a, stream) : decode<f32, 2, false>(a, stream);
@@ -106,14 +115,18 @@ extern "C" int lowbit_int8_linear_decode_launch(const lowbit_cuda_int8_linear *a
 extern "C" int lowbit_int8_linear_gemm_launch(const lowbit_cuda_int8_linear *args, void *queue) {
     const auto stream = static_cast<cudaStream_t>(queue);
     const lowbit_cuda_int8_linear &a = *args;
-    const size_t words = 32 * a.rows.chunks;
-    cudaError_t error = cudaMemsetAsync(a.panel.columns, 0, words * sizeof(uint32_t), stream);
+    const lowbit_cuda_int8_panel &panel = a.panel;
+    cudaError_t error = cudaSuccess;
+    if (panel.columns)
+        error =
+            cudaMemsetAsync(panel.columns, 0, a.rows.stride / 32 * sizeof *panel.columns, stream);
     if (error == cudaSuccess)
-        error = quantize_x(a, a.panel.columns, stream);
-    if (error == cudaSuccess && a.k)
-        error = lb_launch(gather_columns_kernel,
+        error = quantize_x(a, stream);
+    if (error == cudaSuccess && panel.columns && a.k)
+        error = lb_launch(aligned(a.weight, a.k) ? gather_columns_kernel<true>
+                                                 : gather_columns_kernel<false>,
                           dim3(static_cast<unsigned>((a.k + 31) / 32), PANEL_BLOCKS),
-                          dim3(PANEL_ROWS), 0, stream, a.weight, a.n, a.k, a.panel);
+                          dim3(PANEL_ROWS), 0, stream, a.weight, a.n, a.k, panel);
     if (error != cudaSuccess)
         return error;
     return aligned(a.weight, a.k) ? linear<true>(a, stream) : linear<false>(a, stream);
@@ -135,9 +148,11 @@ extern "C" int lowbit_int8_quantize_launch(const void *x, lowbit_float x_type, s
     const auto stream = static_cast<cudaStream_t>(queue);
     return lb_with_type(x_type, [&](auto constant) {
         constexpr lowbit_float type = decltype(constant)::value;
-        return lb_launch(quantize_kernel<type>, grid_for(m), dim3(ROW_THREADS), 0, stream,
-                         static_cast<const lb_bits<type> *>(x), m, k, x_stride, threshold, q,
-                         q_stride, scale_type, absmax);
+        return with_row_threads(k, [&](auto threads) {
+            return lb_launch(quantize_kernel<type, threads()>, grid_for(m), dim3(threads()), 0,
+                             stream, static_cast<const lb_bits<type> *>(x), m, k, x_stride,
+                             threshold, q, q_stride, scale_type, absmax);
+        });
     });
 }
 
@@ -148,9 +163,11 @@ extern "C" int lowbit_int8_quantize_offset_launch(const void *weight, lowbit_flo
     const auto stream = static_cast<cudaStream_t>(queue);
     return lb_with_type(type, [&](auto constant) {
         constexpr lowbit_float type = decltype(constant)::value;
-        return lb_launch(quantize_offset_kernel<type>, grid_for(n), dim3(ROW_THREADS), 0, stream,
-                         static_cast<const lb_bits<type> *>(weight), n, k, stride, q, q_stride,
-                         scale_type, absmax, offset);
+        return with_row_threads(k, [&](auto threads) {
+            return lb_launch(quantize_offset_kernel<type, threads()>, grid_for(n), dim3(threads()),
+                             0, stream, static_cast<const lb_bits<type> *>(weight), n, k, stride, q,
+                             q_stride, scale_type, absmax, offset);
+        });
     });
 }
 
