@@ -25,10 +25,8 @@ static size_t plan(lowbit_cuda_int8_linear *c, size_t m, size_t n, size_t k, voi
     rows->stride = lowbit_round_up(k, LOWBIT_CUDA_ROW_ALIGN);
     const size_t words = rows->stride / 32;
     rows->q = lowbit_take(&arena, m * rows->stride);
-    rows->r = lowbit_take(&arena, m * sizeof *rows->r);
-    rows->sum = lowbit_take(&arena, m * sizeof *rows->sum);
+    rows->of_row = lowbit_take(&arena, m * sizeof *rows->of_row);
     rows->mask = lowbit_take(&arena, m * words * sizeof *rows->mask);
-    rows->outliers = lowbit_take(&arena, m * sizeof *rows->outliers);
     rows->list = lowbit_take(&arena, m * LOWBIT_CUDA_LISTED * sizeof *rows->list);
     if (m > LOWBIT_CUDA_LOCAL_M || (m > DECODE_ROWS && k > LOWBIT_CUDA_LOCAL_K)) {
         lowbit_cuda_int8_panel *panel = &c->panel;

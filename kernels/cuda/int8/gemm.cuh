@@ -197,16 +197,6 @@ __global__ void __launch_bounds__(Tile::THREADS, 2)
             }
 }
 
-// What the tile's rows and columns of y need besides the sums.
-struct OfRow {
-    float r;
-    int32_t sum;
-    uint32_t outliers;
-};
-struct OfColumn {
-    float s, offset, bias;
-};
-
 constexpr uint32_t NOT_IN_PANEL = ~0u;
 
 // A panel as the tile sees it: values from the tile's first column of y on.
@@ -280,13 +270,11 @@ __global__ void __launch_bounds__(Tile::THREADS, 2)
     multiply<Tile>(shared, q, weight, m0, n0, acc, [&] {
         for (int i = threadIdx.x; i < Tile::M; i += Tile::THREADS) {
             const size_t m = m0 + i;
-            of_row[i] = m < a.m ? OfRow{a.rows.r[m], a.rows.sum[m], a.rows.outliers[m]} : OfRow{};
+            of_row[i] = m < a.m ? a.rows.of_row[m] : OfRow{};
             any |= of_row[i].outliers;
         }
-        for (int i = threadIdx.x; i < Tile::N; i += Tile::THREADS) {
-            const Scale scale = n0 + i < a.n ? scale_of(a, n0 + i) : Scale{};
-            of_column[i] = {scale.s, scale.offset, n0 + i < a.n ? bias_of(a, n0 + i) : 0.0f};
-        }
+        for (int i = threadIdx.x; i < Tile::N; i += Tile::THREADS)
+            of_column[i] = column_of(a, n0 + i);
     });
     const int with_outliers = __syncthreads_count(any != 0);
     typename Tile::Sources &sources = shared.sources;
@@ -332,12 +320,11 @@ __global__ void __launch_bounds__(Tile::THREADS, 2)
     const int column = threadIdx.x % Tile::THREADS_OF_ROW * 4;
     if (n0 + column >= a.n)
         return;
+    OfColumn of[4];
     Scale scales[4];
-    float bias[4];
     for (int j = 0; j < 4; j++) {
-        const OfColumn &of = of_column[column + j];
-        scales[j] = {of.s, of.offset, a.offset != nullptr};
-        bias[j] = of.bias;
+        of[j] = of_column[column + j];
+        scales[j] = of[j].scale(a);
     }
     for (int i = threadIdx.x / Tile::THREADS_OF_ROW; i < Tile::M;
          i += Tile::THREADS / Tile::THREADS_OF_ROW) {
@@ -371,17 +358,16 @@ __global__ void __launch_bounds__(Tile::THREADS, 2)
                     add(found[j].k, found[j].x, found[j].slot, four[j]);
         }
         if (outliers > LISTED)
-            each_unlisted(a, QuantizedRow(a.rows, m), m, [&](uint32_t k, float x) {
-                const uint32_t slot = panel.slot(k);
-                add(k, x, slot, panel.four(slot, column));
-            });
+            each_unlisted(a, a.rows.mask + m * (a.rows.stride / 32), sources.list[i][LISTED - 1].k,
+                          m, [&](uint32_t k, float x) {
+                              const uint32_t slot = panel.slot(k);
+                              add(k, x, slot, panel.four(slot, column));
+                          });
         const int4 acc4 = *reinterpret_cast<const int4 *>(&sources.acc[i][column]);
         const int32_t acc_of[4] = {acc4.x, acc4.y, acc4.z, acc4.w};
         float y[4];
         for (int j = 0; j < 4; j++)
-            y[j] = __fadd_rn(
-                __fadd_rn(scales[j].product(of_row[i].r, acc_of[j], of_row[i].sum), sums.o(j)),
-                bias[j]);
+            y[j] = output(of_row[i], of[j], scales[j], acc_of[j], sums.sum(j));
         store_outputs(a, m, n0 + column, y);
     }
 }

@@ -5,6 +5,8 @@
 #include "elementwise.cuh"
 #include "gemm.cuh"
 
+#include <grid.cuh>
+
 namespace {
 
 constexpr size_t MOST_BLOCKS = 132 * 16; // of threads, in a kernel that loops over its work
@@ -36,15 +38,16 @@ cudaError_t quantize_x(const lowbit_cuda_int8_linear &a, cudaStream_t stream) {
     });
 }
 
-template <lowbit_float type, int TILES, bool FUSED>
+template <lowbit_float type, int TILES, int ROWS, bool FUSED>
 cudaError_t decode(const lowbit_cuda_int8_linear &a, cudaStream_t stream) {
-    const dim3 grid(static_cast<unsigned>((a.n + DECODE_ROWS - 1) / DECODE_ROWS));
+    unsigned blocks = 0;
+    const cudaError_t error = lb_grid((a.n + ROWS - 1) / ROWS, DECODE_BLOCKS, &blocks);
+    if (error != cudaSuccess)
+        return error;
     const size_t shared = FUSED ? a.m * (a.rows.stride + a.rows.stride / 8) : 0;
-    if (aligned(a.weight, a.k))
-        return lb_launch(decode_kernel<type, TILES, FUSED, true>, grid, dim3(ROW_THREADS), shared,
-                         stream, a);
-    return lb_launch(decode_kernel<type, TILES, FUSED, false>, grid, dim3(ROW_THREADS), shared,
-                     stream, a);
+    return lb_launch(aligned(a.weight, a.k) ? decode_kernel<type, TILES, ROWS, FUSED, true>
+                                            : decode_kernel<type, TILES, ROWS, FUSED, false>,
+                     dim3(blocks), dim3(ROW_THREADS), shared, stream, a);
 }
 
 // Launches a kernel of tiles on all of [m, n].
@@ -103,13 +106,14 @@ extern "C" int lowbit_int8_linear_decode_launch(const lowbit_cuda_int8_linear *a
     const auto stream = static_cast<cudaStream_t>(queue);
     const lowbit_cuda_int8_linear &a = *args;
     if (a.m <= 2 && a.m * a.k <= LOWBIT_CUDA_FUSED) {
-        return lb_with_type(
-            a.x_type, [&](auto type) { return decode<decltype(type)::value, 1, true>(a, stream); });
+        return lb_with_type(a.x_type, [&](auto type) {
+            return decode<decltype(type)::value, 1, 16, true>(a, stream);
+        });
     }
     const cudaError_t error = quantize_x(a, stream);
     if (error != cudaSuccess)
         return error;
-    return a.m <= 8 ? decode<f32, 1, false>(a, stream) : decode<f32, 2, false>(a, stream);
+    return a.m <= 8 ? decode<f32, 1, 32, false>(a, stream) : decode<f32, 2, 32, false>(a, stream);
 }
 
 extern "C" int lowbit_int8_linear_gemm_launch(const lowbit_cuda_int8_linear *args, void *queue) {

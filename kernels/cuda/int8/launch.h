@@ -26,16 +26,21 @@ typedef struct lowbit_cuda_int8_outlier {
     float x;
 } lowbit_cuda_int8_outlier;
 
+// What a row of x is besides its codes.
+typedef struct lowbit_cuda_int8_of_row {
+    float r;
+    int32_t sum; // of q
+    uint32_t outliers;
+} lowbit_cuda_int8_of_row;
+
 // Rows of x, quantized, in device memory. Outliers are marked by bits: bit k % 32 of word k / 32 of
 // a row's mask.
 typedef struct lowbit_cuda_int8_rows {
-    int8_t *q;                      // [m][stride], zeros beyond k
-    size_t stride;                  // k rounded up to LOWBIT_CUDA_ROW_ALIGN
-    float *r;                       // [m] of each row
-    int32_t *sum;                   // [m] sum of q
-    uint32_t *mask;                 // [m][stride / 32]
-    uint32_t *outliers;             // [m] how many the row has
-    lowbit_cuda_int8_outlier *list; // [m][LOWBIT_CUDA_LISTED] the first of them, in ascending k
+    int8_t *q;                       // [m][stride], zeros beyond k
+    size_t stride;                   // k rounded up to LOWBIT_CUDA_ROW_ALIGN
+    lowbit_cuda_int8_of_row *of_row; // [m]
+    uint32_t *mask;                  // [m][stride / 32]
+    lowbit_cuda_int8_outlier *list;  // [m][LOWBIT_CUDA_LISTED] the first outliers, in ascending k
 } lowbit_cuda_int8_rows;
 
 // 32 columns of the weight.

@@ -134,18 +134,14 @@ template <int THREADS> struct RowScratch {
     int sum[THREADS / 32], outliers[THREADS / 32];
 };
 
-// Row m of rows.
+using OfRow = lowbit_cuda_int8_of_row;
+
+// What becomes of one row; in global or in shared memory.
 struct QuantizedRow {
     int8_t *q;
-    float *r;
-    int32_t *sum;
-    uint32_t *mask, *outliers;
+    uint32_t *mask;
+    OfRow *of;
     lowbit_cuda_int8_outlier *list;
-
-    __device__ __forceinline__ QuantizedRow(const lowbit_cuda_int8_rows &rows, size_t m)
-        : q(rows.q + m * rows.stride), r(rows.r + m), sum(rows.sum + m),
-          mask(rows.mask + m * (rows.stride / 32)), outliers(rows.outliers + m),
-          list(rows.list + m * LISTED) {}
 };
 
 // All threads of a block quantize one row; columns, if not null, takes the or of the masks.
@@ -174,11 +170,8 @@ quantize_row(const lb_bits<type> *x, size_t k, size_t stride, float t, RowScratc
     });
     const int finders = __syncthreads_count(any != 0); // and the mask is complete
     sum = block_sums(sum, scratch.sum).all;
-    if (threadIdx.x == 0) {
-        *to.r = __fdiv_rn(most, 127.0f);
-        *to.sum = sum;
-        *to.outliers = 0;
-    }
+    if (threadIdx.x == 0)
+        *to.of = {__fdiv_rn(most, 127.0f), sum, 0};
     if (finders) {
         const size_t words = stride / 32, each = (words + THREADS - 1) / THREADS;
         const size_t first = min(threadIdx.x * each, words), last = min(first + each, words);
@@ -193,7 +186,7 @@ quantize_row(const lb_bits<type> *x, size_t k, size_t stride, float t, RowScratc
                 to.list[at++] = {at_k, Float<type>::load(x[at_k])};
             }
         if (threadIdx.x == 0)
-            *to.outliers = outliers.all;
+            to.of->outliers = outliers.all;
     }
     __syncthreads(); // the row is there, and scratch free
 }
@@ -204,7 +197,9 @@ __global__ void __launch_bounds__(THREADS)
                          lowbit_cuda_int8_rows rows, lowbit_cuda_int8_columns *columns) {
     LB_SHARED(scratch, RowScratch<THREADS>);
     const size_t m = blockIdx.x;
-    quantize_row<type>(x + m * x_stride, k, rows.stride, t, scratch, QuantizedRow(rows, m),
+    quantize_row<type>(x + m * x_stride, k, rows.stride, t, scratch,
+                       {rows.q + m * rows.stride, rows.mask + m * (rows.stride / 32),
+                        rows.of_row + m, rows.list + m * LISTED},
                        columns);
 }
 
@@ -240,9 +235,21 @@ struct Scale {
     }
 };
 
-__device__ __forceinline__ Scale scale_of(const lowbit_cuda_int8_linear &a, size_t n) {
+// What a column of y needs besides the sums; zeros beyond the last. Without a bias y + 0 is y: that is
+// never -0, as o is not.
+struct OfColumn {
+    float s, offset, bias;
+
+    __device__ __forceinline__ Scale scale(const lowbit_cuda_int8_linear &a) const {
+        return {s, offset, a.offset != nullptr};
+    }
+};
+__device__ __forceinline__ OfColumn column_of(const lowbit_cuda_int8_linear &a, size_t n) {
+    if (n >= a.n)
+        return {};
     return {__fdiv_rn(lb_load_any(a.scale_type, a.absmax, n), 127.0f),
-            a.offset ? lb_load_any(a.scale_type, a.offset, n) : 0.0f, a.offset != nullptr};
+            a.offset ? lb_load_any(a.scale_type, a.offset, n) : 0.0f,
+            a.bias ? lb_load_any(a.bias_type, a.bias, n) : 0.0f};
 }
 
 // o for COLUMNS columns of y at once, from outliers in ascending k. Chunks without outliers would add
@@ -265,26 +272,25 @@ template <int COLUMNS> struct OutlierSums {
         for (int j = 0; j < COLUMNS; j++)
             c[j] = __fmaf_rn(x, scales[j].weight(codes[j]), c[j]);
     }
-    __device__ __forceinline__ float o(int j) const { return __fadd_rn(done[j], c[j]); }
+    __device__ __forceinline__ float sum(int j) const { return __fadd_rn(done[j], c[j]); }
 };
 
-// Calls f(k, x) for the outliers of row m that are not listed.
+// Calls f(k, x) for the outliers of row m that come after column `last`.
 template <class F>
 __device__ __forceinline__ void each_unlisted(const lowbit_cuda_int8_linear &a,
-                                              const QuantizedRow &row, size_t m, F f) {
+                                              const uint32_t *mask, uint32_t last, size_t m, F f) {
     const size_t words = a.rows.stride / 32;
-    const uint32_t last = row.list[LISTED - 1].k;
     uint32_t after = last % 32 == 31 ? 0 : ~0u << (last % 32 + 1); // of the first word
     for (size_t word = last / 32; word < words; word++, after = ~0u)
-        for (uint32_t bits = row.mask[word] & after; bits; bits &= bits - 1) {
+        for (uint32_t bits = mask[word] & after; bits; bits &= bits - 1) {
             const uint32_t k = static_cast<uint32_t>(word * 32) + __ffs(bits) - 1;
             f(k, lb_load_any(a.x_type, a.x, m * a.x_stride + k));
         }
 }
 
-// y + 0 is y: y is a sum whose last term is never -0.
-__device__ __forceinline__ float bias_of(const lowbit_cuda_int8_linear &a, size_t n) {
-    return a.bias ? lb_load_any(a.bias_type, a.bias, n) : 0.0f;
+__device__ __forceinline__ float output(const OfRow &row, const OfColumn &column,
+                                        const Scale &scale, int32_t acc, float o) {
+    return __fadd_rn(__fadd_rn(scale.product(row.r, acc, row.sum), o), column.bias);
 }
 
 // Four neighbours in a row of y; nothing beyond its end.
