@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(ROW_THREADS, DECODE_BLOCKS)
                         o.add(list[token][i + j].k, list[token][i + j].x, {code[j]});
             }
             if (of.outliers > LISTED)
-                each_unlisted(a, rows.mask + m * (rows.stride / 32), list[token][LISTED - 1].k, m,
+                each_unlisted(a, rows.mask + m * (rows.stride / 32), m, list[token][LISTED - 1].k,
                               [&](uint32_t k, float x) { o.add(k, x, {a.weight[n * a.k + k]}); });
             const float y = output(of, of_column[row], scales[0], total, o.sum(0));
             lb_store_any(a.y_type, a.y, m * a.y_stride + n, y);

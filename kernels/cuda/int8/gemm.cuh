@@ -55,15 +55,9 @@ template <int WARPS_M_, int WARPS_N_, int MT_, int NT_, int STAGES_, int SLOTS_ 
     static constexpr int WARPS_N = WARPS_N_, MT = MT_, NT = NT_, STAGES = STAGES_, SLOTS = SLOTS_;
     static constexpr int M = WARPS_M_ * MT * 16, N = WARPS_N * NT * 8;
     static constexpr int THREADS = WARPS_M_ * WARPS_N * 32;
-    static constexpr int THREADS_OF_ROW = N / 4;           // where each makes four columns of y
-    static constexpr int LOOKED_UP = M * LISTED / THREADS; // outliers, by each thread
-    static_assert(LISTED % 4 == 0, "outliers are taken by fours");
+    static constexpr int THREADS_OF_ROW = N / 4; // where each makes four columns of y
     struct Stage {
         int8_t a[M][GEMM_K], b[N][GEMM_K];
-    };
-    struct Outlier {
-        uint32_t k, slot;
-        float x;
     };
     struct Panel {
         lowbit_cuda_int8_columns columns[LOWBIT_CUDA_LOCAL_K / 32];
@@ -74,7 +68,6 @@ template <int WARPS_M_, int WARPS_N_, int MT_, int NT_, int STAGES_, int SLOTS_ 
     struct Sources {
         int32_t acc[M]
                    [N + 8]; // so that the rows which a warp writes at once are in different banks
-        Outlier list[M][LISTED];
         std::conditional_t<SLOTS != 0, Panel, char> panel;
     };
     union Shared {
@@ -92,6 +85,22 @@ template <int WARPS_M_, int WARPS_N_, int MT_, int NT_, int STAGES_, int SLOTS_ 
 
 __device__ __forceinline__ int swizzled(int row, int piece) {
     return (piece ^ (row & 7)) * 16;
+}
+
+constexpr uint32_t NEAR = 8; // tiles of rows that go through the weight together
+
+// Where in [m, n] the block's tile begins. What runs at the same time shares rows and columns: the codes
+// come from L2.
+struct Origin {
+    size_t m, n;
+};
+template <class Tile> __device__ __forceinline__ Origin origin_of_tile(size_t m, size_t n) {
+    const uint32_t m_tiles = static_cast<uint32_t>((m + Tile::M - 1) / Tile::M),
+                   n_tiles = static_cast<uint32_t>((n + Tile::N - 1) / Tile::N);
+    const uint32_t first = blockIdx.x / (NEAR * n_tiles) * NEAR, at = blockIdx.x - first * n_tiles,
+                   rows = min(NEAR, m_tiles - first);
+    return {static_cast<size_t>(first + at % rows) * Tile::M,
+            static_cast<size_t>(at / rows) * Tile::N};
 }
 
 // Rows of int8 codes. ALIGNED: they start at 16 bytes, stride and k are multiples of 16.
@@ -180,8 +189,8 @@ template <class Tile, class A, class B>
 __global__ void __launch_bounds__(Tile::THREADS, 2)
     matmul_kernel(A a, B b, int32_t *c, size_t c_stride) {
     LB_DYNAMIC_SHARED(shared, typename Tile::Shared);
-    const size_t n0 = static_cast<size_t>(blockIdx.x) * Tile::N,
-                 m0 = static_cast<size_t>(blockIdx.y) * Tile::M;
+    const Origin origin = origin_of_tile<Tile>(a.rows, b.rows);
+    const size_t m0 = origin.m, n0 = origin.n;
     typename Tile::Sums acc = {};
     multiply<Tile>(shared, a, b, m0, n0, acc, [] {});
 #pragma unroll
@@ -198,6 +207,8 @@ __global__ void __launch_bounds__(Tile::THREADS, 2)
 }
 
 constexpr uint32_t NOT_IN_PANEL = ~0u;
+constexpr uint32_t TOGETHER = 8; // outliers that a thread looks up at once
+static_assert(LISTED % TOGETHER == 0, "those that are listed");
 
 // A panel as the tile sees it: values from the tile's first column of y on.
 struct PanelView {
@@ -218,22 +229,22 @@ struct PanelView {
     }
 };
 
-// Calls f(number, row, i) for the listed outliers of the tile's rows that this thread looks up.
-template <class Tile, class F>
-__device__ __forceinline__ void each_listed(const OfRow (&of_row)[Tile::M], F f) {
-#pragma unroll
-    for (int number = 0; number < Tile::LOOKED_UP; number++) {
-        const uint32_t at = number * Tile::THREADS + threadIdx.x, row = at / LISTED,
-                       i = at % LISTED;
-        if (i < of_row[row].outliers)
-            f(number, row, i);
-    }
-}
-
-// The tile's own panel, of the columns that are marked in it.
+// The tile's own panel, of the listed outliers' columns.
 template <class Tile>
-__device__ __forceinline__ PanelView gather(const lowbit_cuda_int8_linear &a, size_t n0,
+__device__ __forceinline__ PanelView gather(const lowbit_cuda_int8_linear &a, size_t m0, size_t n0,
+                                            const OfRow (&of_row)[Tile::M],
                                             typename Tile::Panel &panel) {
+    for (uint32_t i = threadIdx.x; i < a.rows.stride / 32; i += Tile::THREADS)
+        panel.columns[i].marked = 0;
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < Tile::M * LISTED; i += Tile::THREADS) {
+        const uint32_t row = i % Tile::M, at = i / Tile::M; // most rows have few
+        if (at < of_row[row].outliers) {
+            const uint32_t k = a.rows.list[(m0 + row) * LISTED + at].k;
+            atomicOr(&panel.columns[k / 32].marked, 1u << k % 32);
+        }
+    }
+    __syncthreads();
     const uint32_t words = a.rows.stride / 32, each = (words + Tile::THREADS - 1) / Tile::THREADS;
     const uint32_t begin = min(threadIdx.x * each, words), end = min(begin + each, words);
     int mine = 0;
@@ -262,8 +273,8 @@ __global__ void __launch_bounds__(Tile::THREADS, 2)
     LB_DYNAMIC_SHARED(shared, typename Tile::Shared);
     LB_SHARED(of_row, OfRow[Tile::M]);
     LB_SHARED(of_column, OfColumn[Tile::N]);
-    const size_t n0 = static_cast<size_t>(blockIdx.x) * Tile::N,
-                 m0 = static_cast<size_t>(blockIdx.y) * Tile::M;
+    const Origin origin = origin_of_tile<Tile>(a.m, a.n);
+    const size_t m0 = origin.m, n0 = origin.n;
     typename Tile::Sums acc = {};
     const Matrix<true> q = {a.rows.q, a.m, a.rows.stride, a.rows.stride};
     uint32_t any = 0;
@@ -289,31 +300,10 @@ __global__ void __launch_bounds__(Tile::THREADS, 2)
                     make_int2(acc[i][j][half * 2], acc[i][j][half * 2 + 1]);
     PanelView panel = {};
     if (with_outliers) {
-        uint2 found[Tile::LOOKED_UP]; // k and x, all on their way together
-        uint32_t slots[Tile::LOOKED_UP];
-        each_listed<Tile>(of_row, [&](int number, int row, int i) {
-            found[number] = *reinterpret_cast<const uint2 *>(&a.rows.list[(m0 + row) * LISTED + i]);
-        });
         if (a.panel.columns)
             panel = {a.panel.columns, a.panel.values + n0, a.panel.stride, a.panel.capacity};
-        if constexpr (Tile::SLOTS != 0)
-            if (!a.panel.columns) {
-                for (uint32_t i = threadIdx.x; i < a.rows.stride / 32; i += Tile::THREADS)
-                    sources.panel.columns[i].marked = 0;
-                __syncthreads();
-                each_listed<Tile>(of_row, [&](int number, int, int) {
-                    const uint32_t k = found[number].x;
-                    atomicOr(&sources.panel.columns[k / 32].marked, 1u << k % 32);
-                });
-                __syncthreads();
-                panel = gather<Tile>(a, n0, sources.panel);
-            }
-        each_listed<Tile>(
-            of_row, [&](int number, int, int) { slots[number] = panel.slot(found[number].x); });
-        each_listed<Tile>(of_row, [&](int number, int row, int i) {
-            sources.list[row][i] = {found[number].x, slots[number],
-                                    __uint_as_float(found[number].y)};
-        });
+        else if constexpr (Tile::SLOTS != 0)
+            panel = gather<Tile>(a, m0, n0, of_row, sources.panel);
     }
     __syncthreads();
 
@@ -334,32 +324,35 @@ __global__ void __launch_bounds__(Tile::THREADS, 2)
         OutlierSums<4> sums(scales);
         const auto add = [&](uint32_t k, float x, uint32_t slot, uint32_t four) {
             int codes[4];
-            if (slot < panel.capacity) {
-                for (int j = 0; j < 4; j++)
-                    codes[j] = static_cast<int8_t>(four >> j * 8);
-            } else {
+            for (int j = 0; j < 4; j++)
+                codes[j] = static_cast<int8_t>(four >> j * 8);
+            if (slot >= panel.capacity)
                 for (int j = 0; j < 4; j++)
                     codes[j] = n0 + column + j < a.n ? a.weight[(n0 + column + j) * a.k + k] : 0;
-            }
             sums.add(k, x, codes);
         };
         const uint32_t outliers = of_row[i].outliers;
-        for (uint32_t e = 0; e < listed(outliers); e += 4) {
-            typename Tile::Outlier found[4];
-            uint32_t four[4];
+        const lowbit_cuda_int8_outlier *list = a.rows.list + m * LISTED;
+        for (uint32_t e = 0; e < listed(outliers); e += TOGETHER) {
+            uint2 found[TOGETHER]; // k and x
+            uint32_t slots[TOGETHER], four[TOGETHER];
 #pragma unroll
-            for (uint32_t j = 0; j < 4; j++) {
-                found[j] = sources.list[i][min(e + j, outliers - 1)];
-                four[j] = panel.four(found[j].slot, column);
-            }
+            for (uint32_t j = 0; j < TOGETHER; j++)
+                found[j] = *reinterpret_cast<const uint2 *>(list + min(e + j, outliers - 1));
 #pragma unroll
-            for (uint32_t j = 0; j < 4; j++)
+            for (uint32_t j = 0; j < TOGETHER; j++)
+                slots[j] = panel.slot(found[j].x);
+#pragma unroll
+            for (uint32_t j = 0; j < TOGETHER; j++)
+                four[j] = panel.four(slots[j], column);
+#pragma unroll
+            for (uint32_t j = 0; j < TOGETHER; j++)
                 if (e + j < outliers)
-                    add(found[j].k, found[j].x, found[j].slot, four[j]);
+                    add(found[j].x, __uint_as_float(found[j].y), slots[j], four[j]);
         }
         if (outliers > LISTED)
-            each_unlisted(a, a.rows.mask + m * (a.rows.stride / 32), sources.list[i][LISTED - 1].k,
-                          m, [&](uint32_t k, float x) {
+            each_unlisted(a, a.rows.mask + m * (a.rows.stride / 32), m, list[LISTED - 1].k,
+                          [&](uint32_t k, float x) {
                               const uint32_t slot = panel.slot(k);
                               add(k, x, slot, panel.four(slot, column));
                           });

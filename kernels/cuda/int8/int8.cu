@@ -60,8 +60,8 @@ cudaError_t launch_tiles(void (*kernel)(Params...), size_t m, size_t n, cudaStre
                              cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
     if (error != cudaSuccess)
         return error;
-    const dim3 grid(static_cast<unsigned>((n + Tile::N - 1) / Tile::N),
-                    static_cast<unsigned>((m + Tile::M - 1) / Tile::M));
+    const dim3 grid(
+        static_cast<unsigned>((n + Tile::N - 1) / Tile::N * ((m + Tile::M - 1) / Tile::M)));
     return lb_launch(kernel, grid, dim3(Tile::THREADS), shared, stream, args...);
 }
 

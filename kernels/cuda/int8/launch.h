@@ -12,7 +12,7 @@ extern "C" {
 
 enum {
     LOWBIT_CUDA_CHUNK = 1024,    // elements of a row whose outliers are summed on their own
-    LOWBIT_CUDA_LISTED = 16,     // outliers of a row that are found without a search
+    LOWBIT_CUDA_LISTED = 64,     // outliers of a row that are found without a search
     LOWBIT_CUDA_ROW_ALIGN = 128, // quantized rows are padded with zeros to a multiple of this
     // Bytes that the panel of outlier columns may have.
     LOWBIT_CUDA_PANEL_BYTES = 64 << 20,

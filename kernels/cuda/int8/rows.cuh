@@ -278,7 +278,7 @@ template <int COLUMNS> struct OutlierSums {
 // Calls f(k, x) for the outliers of row m that come after column `last`.
 template <class F>
 __device__ __forceinline__ void each_unlisted(const lowbit_cuda_int8_linear &a,
-                                              const uint32_t *mask, uint32_t last, size_t m, F f) {
+                                              const uint32_t *mask, size_t m, uint32_t last, F f) {
     const size_t words = a.rows.stride / 32;
     uint32_t after = last % 32 == 31 ? 0 : ~0u << (last % 32 + 1); // of the first word
     for (size_t word = last / 32; word < words; word++, after = ~0u)
@@ -294,23 +294,21 @@ __device__ __forceinline__ float output(const OfRow &row, const OfColumn &column
 }
 
 // Four neighbours in a row of y; nothing beyond its end.
-template <lowbit_float type>
-__device__ __forceinline__ void store4(const lowbit_cuda_int8_linear &a, size_t m, size_t n,
-                                       const float (&values)[4]) {
-    lb_bits<type> *to = static_cast<lb_bits<type> *>(a.y) + m * a.y_stride + n;
-    if (n + 4 <= a.n && lb_aligned(to, 4 * sizeof *to)) {
-        lb_store<type>(to, values);
-    } else {
-        for (int j = 0; j < 4 && n + j < a.n; j++)
-            to[j] = Float<type>::store(values[j]);
-    }
-}
 __device__ __forceinline__ void store_outputs(const lowbit_cuda_int8_linear &a, size_t m, size_t n,
                                               const float (&values)[4]) {
-    switch (a.y_type) {
-    case f32: store4<f32>(a, m, n, values); break;
-    case f16: store4<f16>(a, m, n, values); break;
-    default: store4<bf16>(a, m, n, values);
+    const size_t size = a.y_type == f32 ? 4 : 2;
+    char *to = static_cast<char *>(a.y) + (m * a.y_stride + n) * size;
+    if (n + 4 > a.n || !lb_aligned(to, 4 * size)) {
+        for (int j = 0; j < 4 && n + j < a.n; j++)
+            lb_store_any(a.y_type, to, j, values[j]);
+    } else if (a.y_type == f32) {
+        lb_store<f32>(reinterpret_cast<uint32_t *>(to), values);
+    } else {
+        lb_pack<uint16_t, 4> pack;
+        for (int j = 0; j < 4; j++)
+            pack.set(j, a.y_type == f16 ? Float<f16>::store(values[j])
+                                        : Float<bf16>::store(values[j]));
+        lb_write(reinterpret_cast<uint16_t *>(to), pack);
     }
 }
 
