@@ -28,6 +28,8 @@ static size_t plan(lowbit_cuda_int8_linear *c, size_t m, size_t n, size_t k, voi
     rows->of_row = lowbit_take(&arena, m * sizeof *rows->of_row);
     rows->mask = lowbit_take(&arena, m * words * sizeof *rows->mask);
     rows->list = lowbit_take(&arena, m * LOWBIT_CUDA_LISTED * sizeof *rows->list);
+    const size_t sums = m > DECODE_ROWS ? lowbit_int8_linear_gemm_sums(m, n, k) : 0;
+    c->sums = sums ? lowbit_take(&arena, sums) : NULL;
     if (m > LOWBIT_CUDA_LOCAL_M || (m > DECODE_ROWS && k > LOWBIT_CUDA_LOCAL_K)) {
         lowbit_cuda_int8_panel *panel = &c->panel;
         panel->columns = lowbit_take(&arena, words * sizeof *panel->columns);

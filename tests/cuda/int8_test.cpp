@@ -67,6 +67,7 @@ TEST(CudaInt8Linear, LongRows) {
             if (!HasFailure())
                 check_linear(LinearCase::random(random, m, 1 + random.below(20), k), random);
     check_linear(LinearCase::random(random, 17, 5, 33000), random);
+    check_linear(LinearCase::random(random, 140, 3, 3100), random);
 }
 
 TEST(CudaInt8Linear, NothingToSum) {

@@ -69,12 +69,15 @@ template <int WARPS_M_, int WARPS_N_, int MT_, int NT_, int STAGES_, int SLOTS_ 
         int32_t acc[M]
                    [N + 8]; // so that the rows which a warp writes at once are in different banks
         std::conditional_t<SLOTS != 0, Panel, char> panel;
+        bool last; // of the blocks that share the tile
     };
     union Shared {
         Stage stage[STAGES];
         Sources sources;
     };
     using Sums = int32_t[MT][NT][4];
+    static_assert(sizeof(Shared) + M * sizeof(OfRow) + N * sizeof(OfColumn) <= 99 << 10,
+                  "shared memory that every GPU has");
 
     // The calling thread's first row and column in the tile; a row and 8 further ones, two columns of
     // every 8.
@@ -113,11 +116,11 @@ template <bool ALIGNED_> struct Matrix {
 // ROWS rows of a matrix from row first on, columns k0 to k0 + GEMM_K; zeros beyond.
 template <int ROWS, int THREADS, class Matrix>
 __device__ __forceinline__ void fetch(int8_t (&to)[ROWS][GEMM_K], const Matrix &from, size_t first,
-                                      size_t k0) {
+                                      uint32_t k0) {
     const int8_t *codes = from.codes + first * from.stride + k0;
     const uint32_t rows =
                        from.rows - first < ROWS ? static_cast<uint32_t>(from.rows - first) : ROWS,
-                   columns = static_cast<uint32_t>(from.k - k0),
+                   columns = static_cast<uint32_t>(from.k) - k0,
                    stride = static_cast<uint32_t>(from.stride);
     static_assert(ROWS * 8 % THREADS == 0, "every thread has as many pieces");
 #pragma unroll
@@ -134,21 +137,28 @@ __device__ __forceinline__ void fetch(int8_t (&to)[ROWS][GEMM_K], const Matrix &
     }
 }
 
-// acc += a b^T for the tile that begins at row m0 of a and row n0 of b. Calls meanwhile() while the
-// first codes are on their way. shared is free after the next barrier.
+// How much of K each of the blocks has that share a tile: whole steps.
+__device__ __forceinline__ uint32_t share_of(uint32_t k) {
+    return (k + gridDim.y * GEMM_K - 1) / (gridDim.y * GEMM_K) * GEMM_K;
+}
+
+// acc += a b^T for the tile that begins at row m0 of a and row n0 of b: the block's share of K, of
+// gridDim.y. Calls meanwhile() while the first codes are on their way. shared is free after the next
+// barrier.
 template <class Tile, class A, class B, class F>
 __device__ __forceinline__ void multiply(typename Tile::Shared &shared, const A &a, const B &b,
                                          size_t m0, size_t n0, typename Tile::Sums &acc,
                                          F meanwhile) {
     const int lane = threadIdx.x % 32, warp_m = Tile::warp() / Tile::WARPS_N * Tile::MT * 16,
               warp_n = Tile::warp() % Tile::WARPS_N * Tile::NT * 8;
-    const int steps = static_cast<int>((b.k + GEMM_K - 1) / GEMM_K);
+    const uint32_t k = static_cast<uint32_t>(b.k), each = share_of(k),
+                   begin = min(blockIdx.y * each, k), end = min(begin + each, k);
+    const int steps = static_cast<int>((end - begin + GEMM_K - 1) / GEMM_K);
     const auto fetch_step = [&](int step) {
         if (step < steps) {
             auto &stage = shared.stage[step % Tile::STAGES];
-            const size_t k0 = static_cast<size_t>(step) * GEMM_K;
-            fetch<Tile::M, Tile::THREADS>(stage.a, a, m0, k0);
-            fetch<Tile::N, Tile::THREADS>(stage.b, b, n0, k0);
+            fetch<Tile::M, Tile::THREADS>(stage.a, a, m0, begin + step * GEMM_K);
+            fetch<Tile::N, Tile::THREADS>(stage.b, b, n0, begin + step * GEMM_K);
         }
         ptx::cp_async_commit(); // also an empty group: they are counted
     };
@@ -183,6 +193,37 @@ __device__ __forceinline__ void multiply(typename Tile::Shared &shared, const A 
                     ptx::mma_m16n8k32_s8(acc[i][j], left[i], right[j]);
         }
     }
+}
+
+// Where several blocks share a tile: adds acc to sums, which begin with zeros. The last block to come is
+// told so, and has what all have added.
+template <class Tile>
+__device__ __forceinline__ bool add_shares(typename Tile::Shared &shared, int32_t *sums,
+                                           typename Tile::Sums &acc) {
+    constexpr size_t SIZE = Tile::M * Tile::N;
+    int32_t *of_tile = sums + blockIdx.x * SIZE + threadIdx.x;
+    const auto each = [&](auto f) {
+#pragma unroll
+        for (int i = 0; i < Tile::MT; i++)
+#pragma unroll
+            for (int j = 0; j < Tile::NT; j++)
+#pragma unroll
+                for (int e = 0; e < 4; e++)
+                    f(acc[i][j][e], of_tile + ((i * Tile::NT + j) * 4 + e) * Tile::THREADS);
+    };
+    each([](int32_t &mine, int32_t *sum) { atomicAdd(sum, mine); });
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        const int32_t before = atomicAdd(sums + gridDim.x * SIZE + blockIdx.x, 1);
+        __threadfence();
+        shared.sources.last = before == static_cast<int32_t>(gridDim.y) - 1;
+    }
+    __syncthreads();
+    if (!shared.sources.last)
+        return false;
+    each([](int32_t &mine, int32_t *sum) { mine = *sum; });
+    return true;
 }
 
 template <class Tile, class A, class B>
@@ -287,6 +328,8 @@ __global__ void __launch_bounds__(Tile::THREADS, 2)
         for (int i = threadIdx.x; i < Tile::N; i += Tile::THREADS)
             of_column[i] = column_of(a, n0 + i);
     });
+    if (gridDim.y > 1 && !add_shares<Tile>(shared, a.sums, acc))
+        return;
     const int with_outliers = __syncthreads_count(any != 0);
     typename Tile::Sources &sources = shared.sources;
 #pragma unroll

@@ -7,9 +7,13 @@
 
 #include <grid.cuh>
 
+#include <algorithm>
+
 namespace {
 
-constexpr size_t MOST_BLOCKS = 132 * 16; // of threads, in a kernel that loops over its work
+constexpr size_t MULTIPROCESSORS = 132; // of an H200
+// Of threads, in a kernel that loops over its work.
+constexpr size_t MOST_BLOCKS = MULTIPROCESSORS * 16;
 
 dim3 grid_for(size_t pieces) {
     return dim3(static_cast<unsigned>(pieces < MOST_BLOCKS ? pieces : MOST_BLOCKS));
@@ -26,14 +30,15 @@ template <class Launch> cudaError_t with_row_threads(size_t k, Launch launch) {
     return launch(std::integral_constant<int, LONG_ROW_THREADS>());
 }
 
-cudaError_t quantize_x(const lowbit_cuda_int8_linear &a, cudaStream_t stream) {
+cudaError_t quantize_x(const lowbit_cuda_int8_linear &a, size_t sums, cudaStream_t stream) {
     return lb_with_type(a.x_type, [&](auto constant) {
         constexpr lowbit_float type = decltype(constant)::value;
         return with_row_threads(a.k, [&](auto threads) {
             return lb_launch(quantize_rows_kernel<type, threads()>,
                              dim3(static_cast<unsigned>(a.m)), dim3(threads()), 0, stream,
                              static_cast<const lb_bits<type> *>(a.x), a.x_stride, a.k, a.threshold,
-                             a.rows, a.panel.columns);
+                             a.rows, a.panel.columns, reinterpret_cast<uint4 *>(a.sums),
+                             sums / sizeof(uint4));
         });
     });
 }
@@ -50,33 +55,41 @@ cudaError_t decode(const lowbit_cuda_int8_linear &a, cudaStream_t stream) {
                      dim3(blocks), dim3(ROW_THREADS), shared, stream, a);
 }
 
+template <class Tile> size_t tiles_of(size_t m, size_t n) {
+    return (m + Tile::M - 1) / Tile::M * ((n + Tile::N - 1) / Tile::N);
+}
+
+// How many blocks share a tile, so that all multiprocessors have one: each with 1024 columns or more.
+template <class Tile> size_t shares_of(size_t m, size_t n, size_t k) {
+    const size_t tiles = tiles_of<Tile>(m, n), most = k / 1024;
+    const size_t shares = tiles ? MULTIPROCESSORS / tiles : 0;
+    return std::max<size_t>(std::min(shares, most), 1);
+}
+
 // Launches a kernel of tiles on all of [m, n].
 template <class Tile, class... Params, class... Args>
-cudaError_t launch_tiles(void (*kernel)(Params...), size_t m, size_t n, cudaStream_t stream,
-                         Args... args) {
+cudaError_t launch_tiles(void (*kernel)(Params...), size_t m, size_t n, size_t shares,
+                         cudaStream_t stream, Args... args) {
     const size_t shared = sizeof(typename Tile::Shared);
     const cudaError_t error =
         cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
                              cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
     if (error != cudaSuccess)
         return error;
-    const dim3 grid(
-        static_cast<unsigned>((n + Tile::N - 1) / Tile::N * ((m + Tile::M - 1) / Tile::M)));
+    const dim3 grid(static_cast<unsigned>(tiles_of<Tile>(m, n)), static_cast<unsigned>(shares));
     return lb_launch(kernel, grid, dim3(Tile::THREADS), shared, stream, args...);
 }
 
-// Few rows: small tiles, so that there are enough of them to keep memory busy. None needs more than the
-// 99 KB of shared memory that every GPU has.
-template <class Launch> cudaError_t with_tile(size_t m, Launch launch) {
+// The weight is read once for up to 128 rows. No tile needs more than the 99 KB of shared memory that
+// every GPU has.
+template <class Launch> auto with_tile(size_t m, Launch launch) {
     static_assert(LOWBIT_CUDA_LOCAL_M == 128, "up to so many rows a tile has all of them");
     if (m <= 32)
-        return launch(Tile<2, 2, 1, 2, 6, 256>());
+        return launch(Tile<2, 4, 1, 4, 4, 256>());
     if (m <= 64)
-        return launch(Tile<4, 2, 1, 2, 5, 256>());
+        return launch(Tile<2, 4, 2, 4, 4, 256>());
     if (m <= 128)
-        return launch(Tile<4, 2, 2, 4, 4, 256>());
-    if (m <= 256)
-        return launch(Tile<2, 4, 2, 2, 4>());
+        return launch(Tile<2, 4, 4, 4, 3, 128>());
     return launch(Tile<2, 4, 4, 4, 3>());
 }
 
@@ -84,8 +97,8 @@ template <bool ALIGNED> cudaError_t linear(const lowbit_cuda_int8_linear &a, cud
     const Matrix<ALIGNED> weight = {a.weight, a.n, a.k, a.k};
     return with_tile(a.m, [&](auto tile) {
         using Tile = decltype(tile);
-        return launch_tiles<Tile>(linear_kernel<Tile, Matrix<ALIGNED>>, a.m, a.n, stream, a,
-                                  weight);
+        return launch_tiles<Tile>(linear_kernel<Tile, Matrix<ALIGNED>>, a.m, a.n,
+                                  a.sums ? shares_of<Tile>(a.m, a.n, a.k) : 1, stream, a, weight);
     });
 }
 
@@ -95,7 +108,7 @@ cudaError_t matmul(const int8_t *a, size_t a_stride, const int8_t *b, size_t m, 
     const Matrix<ALIGNED> left = {a, m, a_stride, k}, right = {b, n, k, k};
     return with_tile(m, [&](auto tile) {
         using Tile = decltype(tile);
-        return launch_tiles<Tile>(matmul_kernel<Tile, Matrix<ALIGNED>, Matrix<ALIGNED>>, m, n,
+        return launch_tiles<Tile>(matmul_kernel<Tile, Matrix<ALIGNED>, Matrix<ALIGNED>>, m, n, 1,
                                   stream, left, right, c, c_stride);
     });
 }
@@ -110,10 +123,18 @@ extern "C" int lowbit_int8_linear_decode_launch(const lowbit_cuda_int8_linear *a
             return decode<decltype(type)::value, 1, 16, true>(a, stream);
         });
     }
-    const cudaError_t error = quantize_x(a, stream);
+    const cudaError_t error = quantize_x(a, 0, stream);
     if (error != cudaSuccess)
         return error;
     return a.m <= 8 ? decode<f32, 1, 32, false>(a, stream) : decode<f32, 2, 32, false>(a, stream);
+}
+
+extern "C" size_t lowbit_int8_linear_gemm_sums(size_t m, size_t n, size_t k) {
+    return with_tile(m, [&](auto tile) {
+        using Tile = decltype(tile);
+        const size_t size = (Tile::M * Tile::N + 1) * sizeof(int32_t); // and how many have come
+        return shares_of<Tile>(m, n, k) == 1 ? 0 : (tiles_of<Tile>(m, n) * size + 15) / 16 * 16;
+    });
 }
 
 extern "C" int lowbit_int8_linear_gemm_launch(const lowbit_cuda_int8_linear *args, void *queue) {
@@ -125,7 +146,7 @@ extern "C" int lowbit_int8_linear_gemm_launch(const lowbit_cuda_int8_linear *arg
         error =
             cudaMemsetAsync(panel.columns, 0, a.rows.stride / 32 * sizeof *panel.columns, stream);
     if (error == cudaSuccess)
-        error = quantize_x(a, stream);
+        error = quantize_x(a, a.sums ? lowbit_int8_linear_gemm_sums(a.m, a.n, a.k) : 0, stream);
     if (error == cudaSuccess && panel.columns && a.k)
         error = lb_launch(aligned(a.weight, a.k) ? gather_columns_kernel<true>
                                                  : gather_columns_kernel<false>,

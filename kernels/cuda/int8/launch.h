@@ -71,12 +71,14 @@ typedef struct lowbit_cuda_int8_linear {
     size_t y_stride;
     lowbit_cuda_int8_rows rows;   // scratch
     lowbit_cuda_int8_panel panel; // scratch of the gemm
+    int32_t *sums;                // scratch of the gemm
 } lowbit_cuda_int8_linear;
 
 // At most 16 rows of x: one launch for 1 or 2 rows of at most LOWBIT_CUDA_FUSED elements, otherwise two.
 enum { LOWBIT_CUDA_FUSED = 16384 };
 int lowbit_int8_linear_decode_launch(const lowbit_cuda_int8_linear *args, void *stream);
-// Any number of rows.
+// Any number of rows. sums has the size that the other function gives, or is null where that is 0.
+size_t lowbit_int8_linear_gemm_sums(size_t m, size_t n, size_t k);
 int lowbit_int8_linear_gemm_launch(const lowbit_cuda_int8_linear *args, void *stream);
 
 int lowbit_int8_quantize_launch(const void *x, enum lowbit_float x_type, size_t m, size_t k,

@@ -191,10 +191,14 @@ quantize_row(const lb_bits<type> *x, size_t k, size_t stride, float t, RowScratc
     __syncthreads(); // the row is there, and scratch free
 }
 
+// A row in each block; all of them fill zeros, for kernels to come.
 template <lowbit_float type, int THREADS>
 __global__ void __launch_bounds__(THREADS)
     quantize_rows_kernel(const lb_bits<type> *x, size_t x_stride, size_t k, float t,
-                         lowbit_cuda_int8_rows rows, lowbit_cuda_int8_columns *columns) {
+                         lowbit_cuda_int8_rows rows, lowbit_cuda_int8_columns *columns,
+                         uint4 *zeros, size_t count) {
+    for (size_t i = blockIdx.x * THREADS + threadIdx.x; i < count; i += gridDim.x * THREADS)
+        zeros[i] = make_uint4(0, 0, 0, 0);
     LB_SHARED(scratch, RowScratch<THREADS>);
     const size_t m = blockIdx.x;
     quantize_row<type>(x + m * x_stride, k, rows.stride, t, scratch,
