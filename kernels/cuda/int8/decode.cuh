@@ -72,6 +72,7 @@ __global__ void __launch_bounds__(ROW_THREADS, DECODE_BLOCKS)
                 {rows.q + m * rows.stride, rows.mask + m * (rows.stride / 32), &of_row[m], list[m]},
                 nullptr);
     } else {
+        ptx::wait_for_last();
         for (uint32_t i = threadIdx.x; i < a.m * LISTED; i += ROW_THREADS) {
             const uint32_t m = i / LISTED, at = i % LISTED;
             if (at == 0)

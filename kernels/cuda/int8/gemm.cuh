@@ -143,7 +143,7 @@ __device__ __forceinline__ uint32_t share_of(uint32_t k) {
 }
 
 // acc += a b^T for the tile that begins at row m0 of a and row n0 of b: the block's share of K, of
-// gridDim.y. Calls meanwhile() while the first codes are on their way. shared is free after the next
+// gridDim.y. b is there when the launch begins, a may not be. Calls meanwhile() while the first codes are on their way. shared is free after the next
 // barrier.
 template <class Tile, class A, class B, class F>
 __device__ __forceinline__ void multiply(typename Tile::Shared &shared, const A &a, const B &b,
@@ -154,22 +154,31 @@ __device__ __forceinline__ void multiply(typename Tile::Shared &shared, const A 
     const uint32_t k = static_cast<uint32_t>(b.k), each = share_of(k),
                    begin = min(blockIdx.y * each, k), end = min(begin + each, k);
     const int steps = static_cast<int>((end - begin + GEMM_K - 1) / GEMM_K);
-    const auto fetch_step = [&](int step) {
-        if (step < steps) {
-            auto &stage = shared.stage[step % Tile::STAGES];
-            fetch<Tile::M, Tile::THREADS>(stage.a, a, m0, begin + step * GEMM_K);
-            fetch<Tile::N, Tile::THREADS>(stage.b, b, n0, begin + step * GEMM_K);
-        }
-        ptx::cp_async_commit(); // also an empty group: they are counted
+    const auto stage_of = [&](int step) ->
+        typename Tile::Stage & { return shared.stage[step % Tile::STAGES]; };
+    const auto fetch_a = [&](int step) {
+        if (step < steps)
+            fetch<Tile::M, Tile::THREADS>(stage_of(step).a, a, m0, begin + step * GEMM_K);
+    };
+    const auto fetch_b = [&](int step) {
+        if (step < steps)
+            fetch<Tile::N, Tile::THREADS>(stage_of(step).b, b, n0, begin + step * GEMM_K);
     };
     for (int step = 0; step < Tile::STAGES - 1; step++)
-        fetch_step(step);
+        fetch_b(step);
+    ptx::wait_for_last();
+    for (int step = 0; step < Tile::STAGES - 1; step++) {
+        fetch_a(step);
+        ptx::cp_async_commit(); // also an empty group: they are counted
+    }
     meanwhile();
     for (int step = 0; step < steps; step++) {
         ptx::cp_async_wait<Tile::STAGES - 2>();
         __syncthreads(); // this step is there, and the stage before it is no longer read
-        fetch_step(step + Tile::STAGES - 1);
-        const auto &stage = shared.stage[step % Tile::STAGES];
+        fetch_a(step + Tile::STAGES - 1);
+        fetch_b(step + Tile::STAGES - 1);
+        ptx::cp_async_commit();
+        const auto &stage = stage_of(step);
 #pragma unroll
         for (int piece = 0; piece < GEMM_K / 16; piece += 2) {
             uint32_t left[Tile::MT][4], right[Tile::NT][2];

@@ -197,6 +197,7 @@ __global__ void __launch_bounds__(THREADS)
     quantize_rows_kernel(const lb_bits<type> *x, size_t x_stride, size_t k, float t,
                          lowbit_cuda_int8_rows rows, lowbit_cuda_int8_columns *columns,
                          uint4 *zeros, size_t count) {
+    ptx::begin_next();
     for (size_t i = blockIdx.x * THREADS + threadIdx.x; i < count; i += gridDim.x * THREADS)
         zeros[i] = make_uint4(0, 0, 0, 0);
     LB_SHARED(scratch, RowScratch<THREADS>);
