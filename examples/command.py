@@ -2,11 +2,12 @@
 """The command line of the examples that train."""
 
 import argparse
+import importlib
 from pathlib import Path
 
 
-def options(name: str, description: str, quick: str) -> argparse.Namespace:
-    """What examples/NAME was told: quick, output. --threads has taken effect."""
+def run(name: str, description: str, quick: str) -> None:
+    """Runs NAME_experiment, its QUICK settings or the usual ones, as examples/NAME was told to."""
     parser = argparse.ArgumentParser(prog=f"examples/{name}", description=description)
     parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--threads", type=int, help="default: torch's")
@@ -23,4 +24,5 @@ def options(name: str, description: str, quick: str) -> argparse.Namespace:
         import torch
 
         torch.set_num_threads(options.threads)
-    return options
+    experiment = importlib.import_module(f"{name}_experiment")  # takes seconds: after the errors
+    experiment.run(experiment.QUICK if options.quick else experiment.Settings(), options.output)

@@ -9,15 +9,5 @@ NF4 model beside LoRA over the fp32 one.
 
 import command
 
-
-def main() -> None:
-    quick = "a smaller model that has learnt less, in a minute"
-    options = command.options("finetune", __doc__, quick)
-
-    import finetune_experiment as experiment
-
-    experiment.run(experiment.QUICK if options.quick else experiment.Settings(), options.output)
-
-
 if __name__ == "__main__":
-    main()
+    command.run("finetune", __doc__, quick="a smaller model that has learnt less, in a minute")

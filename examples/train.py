@@ -9,15 +9,5 @@ must end at the same bits.
 
 import command
 
-
-def main() -> None:
-    quick = "a smaller model that learns less, in half a minute"
-    options = command.options("train", __doc__, quick)
-
-    import train_experiment as experiment
-
-    experiment.run(experiment.QUICK if options.quick else experiment.Settings(), options.output)
-
-
 if __name__ == "__main__":
-    main()
+    command.run("train", __doc__, quick="a smaller model that learns less, in half a minute")

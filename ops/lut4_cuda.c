@@ -9,18 +9,26 @@
 #include "../kernels/cuda/lut4/launch.h"
 
 enum {
-    BLOCK_M = 8192,   // rows of x at a time: scratch does not grow with all of them
+    BLOCK_M = 1024,   // rows of x at a time: scratch does not grow with all of them
     DECODE_ROWS = 16, // the most that the kernel for few rows takes
-    TILE = 64,        // rows and columns of y in a tile of the other one, and its steps in k
+    PIECE = 64,       // columns of x that kernels take at a time
+    TILE_M = 64,      // rows and columns of y in a tile of the other kernel
+    TILE_N = 128,
     // Blocks of threads that keep a GPU busy, and the most parts of k. A number of the GPU at hand would
     // make results differ from one to the next.
     BLOCKS = 264,
     MOST_SPLITS = 8,
-    MOST_ROWS = 256, // of x, that are worth decoding the weight for in every tile
 };
 
 static enum lowbit_float type_of(const lowbit_tensor *tensor) {
     return (enum lowbit_float)tensor->dtype;
+}
+
+static unsigned log2_of(size_t power) {
+    unsigned log2 = 0;
+    while (power >> log2 > 1)
+        log2++;
+    return log2;
 }
 
 static lowbit_cuda_lut4_weight weight_of(const lowbit_lut4_weight *w, size_t elements) {
@@ -28,7 +36,7 @@ static lowbit_cuda_lut4_weight weight_of(const lowbit_lut4_weight *w, size_t ele
         .packed = w->packed->data,
         .codebook = w->codebook->data,
         .elements = elements,
-        .blocksize = (int)w->blocksize,
+        .log2_blocksize = log2_of(w->blocksize),
         .absmax = w->absmax->data,
         .nested_absmax = w->nested_absmax ? w->nested_absmax->data : NULL,
         .nested_codebook = w->nested_codebook ? w->nested_codebook->data : NULL,
@@ -37,19 +45,26 @@ static lowbit_cuda_lut4_weight weight_of(const lowbit_lut4_weight *w, size_t ele
 }
 
 static bool fits(const lowbit_lut4_weight *weight, size_t k) {
-    return k % TILE == 0 && weight->blocksize >= TILE && k % weight->blocksize == 0 &&
+    return k % PIECE == 0 && weight->blocksize >= PIECE && k % weight->blocksize == 0 &&
            (uintptr_t)weight->packed->data % 16 == 0;
 }
 
-bool lowbit_lut4_linear_cuda_takes(const lowbit_lut4_weight *weight, size_t m, size_t k) {
-    return m <= MOST_ROWS && fits(weight, k);
+// Rows that are worth decoding the weight for in every tile, against 4.5 bytes of traffic per weight to
+// decode it once and a product with all of a GPU's speed. A float16 weight in two parts doubles the work
+// of a tile; with float32 x, three products of halves are faster than one of floats.
+static size_t most_rows(lowbit_dtype x) {
+    return x == LOWBIT_BFLOAT16 ? 256 : x == LOWBIT_FLOAT16 ? 128 : SIZE_MAX;
+}
+
+bool lowbit_lut4_linear_cuda_takes(const lowbit_lut4_weight *weight, const lowbit_tensor *x) {
+    return x->rows <= most_rows(x->dtype) && fits(weight, x->cols);
 }
 
 static int splits_of(size_t m, size_t n, size_t k) {
-    const size_t tiles = ((m + TILE - 1) / TILE) * ((n + TILE - 1) / TILE);
+    const size_t tiles = ((m + TILE_M - 1) / TILE_M) * ((n + TILE_N - 1) / TILE_N);
     size_t splits = tiles ? BLOCKS / tiles : 1;
     splits = splits < MOST_SPLITS ? splits : MOST_SPLITS;
-    splits = splits < k / TILE ? splits : k / TILE;
+    splits = splits < k / PIECE ? splits : k / PIECE;
     return splits ? (int)splits : 1;
 }
 
@@ -126,5 +141,5 @@ lowbit_status lowbit_lut4_quantize_cuda(const char *op, const lowbit_tensor *wei
         return LOWBIT_OK;
     return lowbit_cuda_status(
         op, lowbit_lut4_quantize_launch(weight->data, type_of(weight), codebook->data, elements,
-                                        (int)blocksize, packed->data, absmax->data, stream));
+                                        log2_of(blocksize), packed->data, absmax->data, stream));
 }

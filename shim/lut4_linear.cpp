@@ -33,7 +33,7 @@ static Tensor lut4_linear(const Tensor &x, const Tensor &packed, const Tensor &a
     const ScalarType type = float_type(op, "out_dtype", out_dtype, x.scalar_type());
 #if LOWBIT_CUDA
     const lowbit_lut4_weight tensors = weight.tensors();
-    if (op.on_cuda() && !lowbit_lut4_linear_cuda_takes(&tensors, in.tensor.rows, in.tensor.cols)) {
+    if (op.on_cuda() && !lowbit_lut4_linear_cuda_takes(&tensors, &in.tensor)) {
         const Tensor floats = weight.dequantized(op, {n, k}, x.scalar_type()).owner;
         if (!bias)
             return torch::stable::to(linear(x, floats, bias), type);

@@ -248,14 +248,12 @@ struct Sums {
     float at_start(size_t row, size_t column) const { return before[row * start_stride + column]; }
     float operator()(size_t row, size_t column) const { return sum[row * stride + column]; }
 
-    void fill_in(lowbit_dense_gemm_args &args) const {
-        args.c = c;
-        args.start = start;
-        args.start_stride = start_stride;
-        args.sum = sum.data();
-        args.stride = stride;
-    }
-    void expect_nothing_beyond() const {
+    // Multiplies, and expects nothing to be written beyond the columns.
+    void add_product(lowbit_dense_gemm_ukernel *multiply, size_t m, size_t r, const void *x,
+                     size_t x_stride, const void *panel) const {
+        const lowbit_dense_gemm_args args{
+            m, c, r, x, x_stride, panel, start, start_stride, sum.data(), stride};
+        multiply(&args);
         uint32_t untouched = start == sum.data() ? 0x7fc00000 : 0xa5a5a5a5;
         for (size_t i = 0; i < sum.size(); i++)
             if (i % stride >= padded) {
@@ -278,15 +276,7 @@ class GemmF32 : public UkernelTest<Gemm> {
             x[i] = i < m * x_stride ? sample(random, wild) : NAN;
         for (size_t i = 0; i < panel.size(); i++)
             panel[i] = i % sums.stride < c ? sample(random, wild) : NAN;
-        lowbit_dense_gemm_args args = {};
-        sums.fill_in(args);
-        args.m = m;
-        args.r = r;
-        args.x = x.data();
-        args.x_stride = x_stride;
-        args.panel = panel.data();
-        GetParam().run(&args);
-        sums.expect_nothing_beyond();
+        sums.add_product(GetParam().run, m, r, x.data(), x_stride, panel.data());
         for (size_t row = 0; row < m; row++)
             for (size_t column = 0; column < c; column++) {
                 float product = 0;
@@ -340,15 +330,7 @@ class GemmBf16 : public UkernelTest<Gemm> {
             panel[i] = i % sums.stride >= c ? 0x7fc07fc0
                                             : (uint32_t)to_bf16(random.uniform(-4, 4)) << 16 |
                                                   to_bf16(random.uniform(-4, 4));
-        lowbit_dense_gemm_args args = {};
-        sums.fill_in(args);
-        args.m = m;
-        args.r = r;
-        args.x = x.data();
-        args.x_stride = x_stride;
-        args.panel = panel.data();
-        GetParam().run(&args);
-        sums.expect_nothing_beyond();
+        sums.add_product(GetParam().run, m, r, x.data(), x_stride, panel.data());
         for (size_t row = 0; row < m; row++)
             for (size_t column = 0; column < c; column++) {
                 double exact = sums.at_start(row, column), size = std::fabs(exact);

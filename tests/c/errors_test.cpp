@@ -96,6 +96,8 @@ struct Call {
         workspace = scratch.data();
     }
 
+    const lowbit_tensor *operator[](size_t i) const { return arguments[i]; }
+
     lowbit_status run() const { return op.run(*this); }
 
     void expect_refused(const std::vector<std::string> &words) const {
@@ -116,14 +118,13 @@ struct Call {
 
 // A 4-bit weight whose first argument is the one at first.
 lowbit_lut4_weight weight_of(const Call &c, size_t first, bool nested) {
-    const auto *a = c.arguments.data() + first;
-    return {a[0],
-            a[1],
-            a[2],
+    return {c[first],
+            c[first + 1],
+            c[first + 2],
             c.blocksize,
-            nested ? a[3] : nullptr,
-            nested ? a[4] : nullptr,
-            nested ? a[5] : nullptr};
+            nested ? c[first + 3] : nullptr,
+            nested ? c[first + 4] : nullptr,
+            nested ? c[first + 5] : nullptr};
 }
 
 lowbit_status run_lut4_dequantize(const Call &c, bool nested) {
@@ -133,13 +134,12 @@ lowbit_status run_lut4_dequantize(const Call &c, bool nested) {
 
 lowbit_status run_lut4_linear(const Call &c, bool nested) {
     const size_t bias = c.arguments.size() - 2;
-    const lowbit_lut4_linear_args args{c.arguments[0], weight_of(c, 1, nested), c.arguments[bias],
-                                       c.arguments[bias + 1]};
+    const lowbit_lut4_linear_args args{c[0], weight_of(c, 1, nested), c[bias], c[bias + 1]};
     return lowbit_lut4_linear(&args, c.executor, c.workspace, c.workspace_size);
 }
 
 lowbit_status run_lut4_linear_grad_input(const Call &c, bool nested) {
-    const lowbit_lut4_linear_grad_input_args args{c.arguments[0], weight_of(c, 1, nested),
+    const lowbit_lut4_linear_grad_input_args args{c[0], weight_of(c, 1, nested),
                                                   c.arguments.back()};
     return lowbit_lut4_linear_grad_input(&args, c.executor, c.workspace, c.workspace_size);
 }
@@ -160,8 +160,7 @@ const Operator operators[] = {
       {"absmax", FLOAT32, 'B', '1', output}},
      nullptr,
      [](const Call &c) {
-         const auto &a = c.arguments;
-         return lowbit_blockwise_quantize(a[0], a[1], c.blocksize, a[2], a[3], c.executor);
+         return lowbit_blockwise_quantize(c[0], c[1], c.blocksize, c[2], c[3], c.executor);
      }},
     {"blockwise_dequantize",
      {{"q", UINT8, 'E', '1', input},
@@ -170,55 +169,41 @@ const Operator operators[] = {
       {"out", FLOATS, 'E', '1', output}},
      nullptr,
      [](const Call &c) {
-         const auto &a = c.arguments;
-         return lowbit_blockwise_dequantize(a[0], a[1], a[2], c.blocksize, a[3], c.executor);
+         return lowbit_blockwise_dequantize(c[0], c[1], c[2], c.blocksize, c[3], c.executor);
      }},
     {"int8_quantize",
      {{"x", FLOATS, 'M', 'K', input},
       {"q", INT8, 'M', 'K', output},
       {"absmax", SCALES, 'M', '1', output}},
      nullptr,
-     [](const Call &c) {
-         const auto &a = c.arguments;
-         return lowbit_int8_quantize(a[0], c.threshold, a[1], a[2], c.executor);
-     }},
+     [](const Call &c) { return lowbit_int8_quantize(c[0], c.threshold, c[1], c[2], c.executor); }},
     {"int8_requantize_",
      {{"master", FLOATS, 'M', 'K', input},
       {"q", INT8, 'M', 'K', output},
       {"absmax", SCALES, 'M', '1', output}},
      nullptr,
-     [](const Call &c) {
-         const auto &a = c.arguments;
-         return lowbit_int8_requantize(a[1], a[2], a[0], c.executor);
-     }},
+     [](const Call &c) { return lowbit_int8_requantize(c[1], c[2], c[0], c.executor); }},
     {"int8_quantize_offset",
      {{"weight", FLOATS, 'M', 'K', input},
       {"q", INT8, 'M', 'K', output},
       {"absmax", SCALES, 'M', '1', output},
       {"offset", SCALES, 'M', '1', output}},
      nullptr,
-     [](const Call &c) {
-         const auto &a = c.arguments;
-         return lowbit_int8_quantize_offset(a[0], a[1], a[2], a[3], c.executor);
-     }},
+     [](const Call &c) { return lowbit_int8_quantize_offset(c[0], c[1], c[2], c[3], c.executor); }},
     {"int8_dequantize",
      {{"q", INT8, 'M', 'K', input},
       {"absmax", SCALES, 'M', '1', contiguous_input},
       {"offset", SCALES, 'M', '1', optional_input},
       {"out", FLOATS, 'M', 'K', output}},
      nullptr,
-     [](const Call &c) {
-         const auto &a = c.arguments;
-         return lowbit_int8_dequantize(a[0], a[1], a[2], a[3], c.executor);
-     }},
+     [](const Call &c) { return lowbit_int8_dequantize(c[0], c[1], c[2], c[3], c.executor); }},
     {"int8_matmul",
      {{"a", INT8, 'M', 'K', input},
       {"b", INT8, 'N', 'K', contiguous_input},
       {"out", INT32, 'M', 'N', output}},
      lowbit_int8_matmul_workspace_size,
      [](const Call &c) {
-         const auto &a = c.arguments;
-         return lowbit_int8_matmul(a[0], a[1], a[2], c.executor, c.workspace, c.workspace_size);
+         return lowbit_int8_matmul(c[0], c[1], c[2], c.executor, c.workspace, c.workspace_size);
      }},
     {"int8_linear",
      {{"x", FLOATS, 'M', 'K', input},
@@ -229,8 +214,7 @@ const Operator operators[] = {
       {"y", FLOATS, 'M', 'N', output}},
      lowbit_int8_linear_workspace_size,
      [](const Call &c) {
-         const auto &a = c.arguments;
-         const lowbit_int8_linear_args args{a[0], a[1], a[2], a[3], a[4], c.threshold, a[5]};
+         const lowbit_int8_linear_args args{c[0], c[1], c[2], c[3], c[4], c.threshold, c[5]};
          return lowbit_int8_linear(&args, c.executor, c.workspace, c.workspace_size);
      }},
     {"int8_linear_grad_input",
@@ -241,8 +225,7 @@ const Operator operators[] = {
       {"grad_input", FLOATS, 'M', 'K', output}},
      lowbit_int8_linear_grad_input_workspace_size,
      [](const Call &c) {
-         const auto &a = c.arguments;
-         const lowbit_int8_linear_grad_input_args args{a[0], a[1], a[2], a[3], a[4]};
+         const lowbit_int8_linear_grad_input_args args{c[0], c[1], c[2], c[3], c[4]};
          return lowbit_int8_linear_grad_input(&args, c.executor, c.workspace, c.workspace_size);
      }},
     {"lut4_quantize",
@@ -252,8 +235,7 @@ const Operator operators[] = {
       {"absmax", FLOAT32, 'S', '1', output}},
      nullptr,
      [](const Call &c) {
-         const auto &a = c.arguments;
-         return lowbit_lut4_quantize(a[0], a[1], c.blocksize, a[2], a[3], c.executor);
+         return lowbit_lut4_quantize(c[0], c[1], c.blocksize, c[2], c[3], c.executor);
      }},
     {"lut4_dequantize",
      {packed, absmax, codebook16, {"out", FLOATS, 'N', 'K', output}},

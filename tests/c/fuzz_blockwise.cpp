@@ -4,29 +4,7 @@
 
 #include "fuzzing.h"
 
-#include <cmath>
-
 namespace {
-
-// Mostly finite and in order, of values that the fuzzer chooses by their bits or as fractions.
-Tensor codebook(Source &source) {
-    Tensor tensor(source, FLOAT32, 256, 1, false);
-    const bool bits = source.one_in(2), disorder = source.one_in(16);
-    if (tensor.bytes.size() < 256 * sizeof(float))
-        return tensor;
-    auto *values = reinterpret_cast<float *>(tensor.bytes.data());
-    for (size_t i = 0; i < 256; i++) {
-        int32_t whole;
-        std::memcpy(&whole, &values[i], sizeof whole);
-        if (!bits)
-            values[i] = (float)whole * 0x1p-31f;
-        if (!std::isfinite(values[i]) && !disorder)
-            values[i] = 0;
-    }
-    if (!disorder)
-        std::sort(values, values + 256);
-    return tensor;
-}
 
 void quantize(Source &source, size_t n, size_t blocksize) {
     Tensor x(source, FLOATS, n, 1, false), values = codebook(source);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A libFuzzer target: int8_quantize and int8_linear with descriptors that may break any rule. What is
-// accepted must equal the reference in bits.
+// A libFuzzer target: int8_quantize, int8_requantize_ and int8_linear with descriptors that may break
+// any rule. What is accepted must equal the reference in bits.
 
 #include "fuzzing.h"
 
@@ -12,6 +12,14 @@ void quantize(Source &source, size_t m, size_t k, float threshold) {
     compare(
         {&q, &absmax}, [&] { return lowbit_int8_quantize(x, threshold, q, absmax, nullptr); },
         [&] { expect(reference_int8_quantize(x, threshold, q, absmax)); });
+}
+
+void requantize(Source &source, size_t n, size_t k, float) {
+    Tensor master(source, FLOATS, n, k, false), q(source, INT8, n, k, false);
+    Tensor absmax(source, SCALES, n, 1, false);
+    compare(
+        {&q, &absmax}, [&] { return lowbit_int8_requantize(q, absmax, master, nullptr); },
+        [&] { expect(reference_int8_quantize(master, 0, q, absmax)); });
 }
 
 void linear(Source &source, size_t m, size_t k, float threshold) {
@@ -43,6 +51,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     else if (threshold_kind % 4 == 1)
         std::memcpy(&threshold, bits.data(), sizeof threshold);
     const size_t m = source.byte() % 40, k = source.byte() % 200;
-    (op % 2 ? linear : quantize)(source, m, k, threshold);
+    const decltype(&linear) calls[] = {quantize, linear, requantize};
+    calls[op % 3](source, m, k, threshold);
     return 0;
 }

@@ -9,6 +9,7 @@
 #include "lowbit/lowbit.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
@@ -63,6 +64,28 @@ struct Tensor {
 };
 
 enum : unsigned { FLOATS = 7, SCALES = 3, FLOAT32 = 1, INT8 = 8, UINT8 = 32 };
+
+// 256 values, mostly finite and in order, that the fuzzer chooses by their bits or as fractions.
+inline Tensor codebook(Source &source, bool negative = true) {
+    Tensor tensor(source, FLOAT32, 256, 1, false);
+    const bool bits = source.one_in(2), disorder = source.one_in(16);
+    if (tensor.bytes.size() < 256 * sizeof(float))
+        return tensor;
+    auto *values = reinterpret_cast<float *>(tensor.bytes.data());
+    for (size_t i = 0; i < 256; i++) {
+        int32_t whole;
+        std::memcpy(&whole, &values[i], sizeof whole);
+        if (!bits)
+            values[i] = (float)whole * 0x1p-31f;
+        if (!std::isfinite(values[i]) && !disorder)
+            values[i] = 0;
+        if (!negative && !disorder)
+            values[i] = std::fabs(values[i]);
+    }
+    if (!disorder)
+        std::sort(values, values + 256);
+    return tensor;
+}
 
 inline void expect(bool holds) {
     if (!holds)

@@ -129,7 +129,7 @@ size_t any_k(Random &random, size_t most, size_t blocksize) {
 // Across the crossovers of the kernels: from 8 rows on in the scalar one and 48 in others come panels.
 void every_number_of_rows(bool forward, uint64_t stream) {
     Random random(stream);
-    for (int pass = 0; pass < samples(3); pass++)
+    for (int pass = 0; pass < samples(2); pass++)
         for (size_t m = 0; m <= 50 && !testing::Test::HasFailure(); m++) {
             const size_t blocksize = random.pick(blocksizes16);
             size_t n = random.size(400), k = any_k(random, 1500, blocksize);

@@ -14,6 +14,7 @@
 #include <cfenv>
 #include <cstdio>
 #include <cstring>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -160,6 +161,7 @@ const Way ways[] = {
     {"three threads, hostile", 3, true, true},
     {"seven threads", 7, true, false},
 };
+const std::span<const Way> serially(ways, 1);
 
 // The executor of a way. Expects each call to stay within max_tasks, and each task to leave its
 // thread's floating-point environment as it found it.
@@ -215,9 +217,10 @@ inline std::vector<const char *> isa_levels() {
     return levels;
 }
 
-// Calls run(executor) at every level in every way, the calling thread's environment set, and stops
-// at the first failure. run returns the status; compare, called next, looks at the results.
-template <typename Run, typename Compare> void expect_everywhere(Run run, Compare compare) {
+// Calls run(executor) at every level in each of these ways, the calling thread's environment set, and
+// stops at the first failure. run returns the status; compare, called next, looks at the results.
+template <typename Run, typename Compare>
+void expect_everywhere(Run run, Compare compare, std::span<const Way> ways = ::ways) {
     for (const char *level : isa_levels()) {
         ASSERT_EQ(lowbit_cpu_isa_cap(level), LOWBIT_OK);
         for (const Way &way : ways) {

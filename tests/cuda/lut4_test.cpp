@@ -38,11 +38,12 @@ struct Product {
     bool with_bias;
 
     Product(Random &random, size_t m, size_t n, size_t k, size_t blocksize, int kind,
-            lowbit_dtype x_dtype, lowbit_dtype y_dtype)
+            lowbit_dtype x_dtype, lowbit_dtype y_dtype, bool may_pad = true)
         : w(random, n, k, blocksize, kind, random.one_in(2), false),
-          x(x_dtype, m, k, random.one_in(3) ? random.below(70) : 0),
+          x(x_dtype, m, k, may_pad && random.one_in(3) ? random.below(70) : 0),
           bias(Tensor::vector(random.pick(float_dtypes), n)),
-          y(y_dtype, m, n, random.one_in(3) ? random.below(70) : 0), with_bias(random.one_in(2)) {
+          y(y_dtype, m, n, may_pad && random.one_in(3) ? random.below(70) : 0),
+          with_bias(random.one_in(2)) {
         fill(x, random, random.one_in(3) ? scaled_rows : ordinary);
         fill(bias, random, ordinary);
     }
@@ -123,6 +124,44 @@ TEST(CudaLut4Linear, Samples) {
                 check(Product(random, m, n, k, blocksize, (int)random.below(codebook16_kinds),
                               dtype, random.pick(float_dtypes)));
             }
+}
+
+// So long that each of a warp's buffers is used again, and the last turn is not every warp's.
+TEST(CudaLut4Linear, LongRows) {
+    Random random(504);
+    for (size_t m : {1, 2, 5, 20})
+        for (lowbit_dtype dtype : float_dtypes)
+            if (!HasFailure())
+                check(Product(random, m, 20, 64 * 75, 64, nf4, dtype, dtype));
+}
+
+TEST(CudaLut4Linear, NoColumns) {
+    Random random(507);
+    for (size_t m : {1, 3, 20})
+        check(Product(random, m, 20, 0, 64, nf4, LOWBIT_FLOAT32, LOWBIT_FLOAT32));
+}
+
+TEST(CudaLut4Linear, MoreRowsThanAtATime) {
+    Random random(506);
+    check(Product(random, 1030, 9, 128, 64, nf4, LOWBIT_FLOAT32, LOWBIT_FLOAT32));
+}
+
+// Every sector is used, and lanes that are at shared memory at once find different banks: but for scales,
+// of which a warp takes 16 bytes a row, and their codebook.
+TEST(CudaLut4Linear, MemoryTrafficIsNearItsLeast) {
+    Random random(505);
+    for (size_t m : {1, 8, 16, 64})
+        for (lowbit_dtype dtype : {LOWBIT_BFLOAT16, LOWBIT_FLOAT16}) {
+            Product p(random, m, 64, 2048, 64, nf4, dtype, dtype, false);
+            SCOPED_TRACE(p.text());
+            emu::settings.count = true;
+            p.run();
+            emu::settings.count = false;
+            const emu::Traffic global = emu::total(emu::Space::global),
+                               shared = emu::total(emu::Space::shared);
+            EXPECT_LT(global.ratio(), 1.25) << global.text();
+            EXPECT_LT(shared.ratio(), 1.1) << shared.text();
+        }
 }
 
 // As precise as torch's own product with the dequantized weight, which is rounded to x's dtype first.

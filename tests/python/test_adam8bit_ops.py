@@ -11,10 +11,10 @@ import pytest
 import torch
 from conftest import cap_isa, isa_levels
 from lowbit import codebooks
+from samples import FLOATS, opcheck
 from torch import Tensor
 
 ops = torch.ops.lowbit
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 SIGNED, UNSIGNED = codebooks.dynamic_map(True), codebooks.dynamic_map(False)
 
 
@@ -293,10 +293,10 @@ def test_opcheck(dtype: torch.dtype, grad_dtype: torch.dtype, shape: tuple[int, 
     step = Step(blocksize=32, grad_scale=torch.ones(1), found_inf=torch.zeros(()))
     for master in (False, True):
         step.add(torch.randn(shape).to(dtype), torch.randn(shape).to(grad_dtype), master)
-    torch.library.opcheck(ops.adam8bit_step_.default, step.arguments)
+    opcheck(dtype, ops.adam8bit_step_, *step.arguments)
     step.masters = []
     step.grad_scale = step.found_inf = None
-    torch.library.opcheck(ops.adam8bit_step_.default, step.arguments)
+    opcheck(dtype, ops.adam8bit_step_, *step.arguments)
 
 
 def test_opcheck_of_an_empty_list() -> None:
@@ -416,7 +416,7 @@ def test_both_refuse_to_work_where_autograd_records() -> None:
 def test_requantize(dtype: torch.dtype, absmax_dtype: torch.dtype, shape: tuple[int, int]) -> None:
     master = torch.randn(shape).to(dtype)
     q, absmax = ops.int8_quantize(torch.randn(shape), 0.0, absmax_dtype)
-    torch.library.opcheck(ops.int8_requantize_.default, (q, absmax, master))
+    opcheck(dtype, ops.int8_requantize_, q, absmax, master)
     places = q.data_ptr(), absmax.data_ptr()
     ops.int8_requantize_(q, absmax, master)
     assert (q.data_ptr(), absmax.data_ptr()) == places

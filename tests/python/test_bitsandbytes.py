@@ -28,7 +28,7 @@ from lowbit.integrations.bitsandbytes import BitsAndBytesQuantizer  # noqa: E402
 from lowbit.integrations.transformers import LowbitConfig  # noqa: E402
 from lowbit.nn import Int8Linear, LowbitLinear, LUT4Linear  # noqa: E402
 from test_bitsandbytes_format import mutations  # noqa: E402
-from tiny_models import run  # noqa: E402
+from tiny_models import LLAMA_OFFLOADED, run  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModel,
     AutoModelForCausalLM,
@@ -70,15 +70,6 @@ VARIANT_AND_MODEL = [
     ("nf4", "narrow"),
     ("fp4+dq", "narrow"),
 ]
-OFFLOAD = {
-    "model.embed_tokens": "cpu",
-    "model.rotary_emb": "cpu",
-    "model.layers.0": "cpu",
-    "model.layers.1": "disk",
-    "model.layers.2": "disk",
-    "model.norm": "cpu",
-    "lm_head": "cpu",
-}
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +306,7 @@ def test_reading_other_blocksizes(
 def test_reading_onto_cpu_and_disk(written: Any, variant: str, tmp_path: Path) -> None:
     folder, _ = written(variant, "llama")
     expected = by_lowbit(folder)
-    model = by_lowbit(folder, device_map=OFFLOAD, offload_folder=tmp_path / "offload")
+    model = by_lowbit(folder, device_map=LLAMA_OFFLOADED, offload_folder=tmp_path / "offload")
     layer = model.model.layers[2].self_attn.q_proj
     assert {p.device.type for p in layer.parameters()} == {"meta"}
     for _ in range(2):
@@ -829,7 +820,7 @@ def test_threshold_and_skip_modules_are_honoured(
 def test_cpu_offload_in_fp32_is_honoured(
     checkpoints: dict[str, str], enabled: None, tmp_path: Path
 ) -> None:
-    device_map = OFFLOAD | {"model.layers.0": torch.device("cpu"), "model.layers.2": 0}
+    device_map = LLAMA_OFFLOADED | {"model.layers.0": torch.device("cpu"), "model.layers.2": 0}
     quantizer = BitsAndBytesQuantizer(
         BitsAndBytesConfig(load_in_8bit=True, llm_int8_enable_fp32_cpu_offload=True),
         pre_quantized=False,

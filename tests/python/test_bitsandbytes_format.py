@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lowbit import codebooks
 from lowbit.integrations.bitsandbytes import format as form
 from reference import same_bits
+from samples import first
 from torch import Tensor, nn
 
 bnb = pytest.importorskip("bitsandbytes")
@@ -168,15 +169,6 @@ def test_a_codebook_that_another_build_rounds_otherwise() -> None:
 
 
 # What it never writes
-
-
-def first(value: float) -> Any:
-    def change(t: Tensor) -> Tensor:
-        t = t.clone()
-        t.view(-1)[0] = value
-        return t
-
-    return change
 
 
 @pytest.mark.parametrize(

@@ -171,3 +171,10 @@ def test_a_table_of_a_tracer_is_not_kept() -> None:
     with torch._subclasses.FakeTensorMode():
         codebooks.shared(values, torch.device("cpu"))
     assert type(codebooks.shared(values, torch.device("cpu"))) is Tensor
+
+
+def test_no_table_is_copied_into_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="nf4 is not on cuda:7 yet when a CUDA graph"):
+        codebooks.shared("nf4", torch.device("cuda", 7))
+    assert codebooks.shared("nf4", torch.device("cpu")).is_cpu

@@ -383,6 +383,8 @@ def test_experts_cannot_be_trained(checkpoints: dict[str, str]) -> None:
 def test_full_fine_tuning_falls_like_the_float_model(checkpoints: dict[str, str]) -> None:
     """A small Llama that learns a text by heart, its master weights in int8 for every product."""
     transformers = pytest.importorskip("transformers")
+    from tiny_models import learn
+
     text = (Path(__file__).parents[2] / "LICENSE").read_bytes()[:1024]
     ids = torch.tensor(list(text)).view(4, 256)
     curves = []
@@ -390,15 +392,7 @@ def test_full_fine_tuning_falls_like_the_float_model(checkpoints: dict[str, str]
         model = transformers.AutoModelForCausalLM.from_pretrained(checkpoints["llama"])
         if quantized:
             lowbit.quantize_(model, trainable=True)
-        optimizer = AdamW8bit(trained(model), lr=3e-3)
-        curve = []
-        for _ in range(60):
-            loss = model(ids, labels=ids).loss
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            curve.append(loss.item())
-        curves.append(curve)
+        curves.append(learn(model, AdamW8bit(trained(model), lr=3e-3), ids, steps=60))
     exact, ours = curves
     assert exact[-1] < 0.6 * exact[0]
     for a, b in zip(ours[::10], exact[::10], strict=True):

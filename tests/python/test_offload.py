@@ -14,22 +14,13 @@ pytest.importorskip("accelerate")
 
 from lowbit.integrations.transformers import LowbitConfig
 from lowbit.nn.lowbit_module import LowbitModule
-from tiny_models import run
+from tiny_models import LLAMA_OFFLOADED, run
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-LLAMA = {
-    "model.embed_tokens": "cpu",
-    "model.rotary_emb": "cpu",
-    "model.layers.0": "cpu",
-    "model.layers.1": "disk",
-    "model.layers.2": "disk",
-    "model.norm": "cpu",
-    "lm_head": "cpu",
-}
 GPT2 = {"transformer.wte": "cpu", "transformer.wpe": "cpu", "lm_head": "cpu"}
 GPT2 |= {"transformer.h.0": "cpu", "transformer.h.1": "disk", "transformer.ln_f": "cpu"}
-MOE = {key: place for key, place in LLAMA.items() if key != "model.layers.2"}
-MAPS = {"llama": LLAMA, "gpt2": GPT2, "mixtral": MOE, "gpt_oss": MOE}
+MOE = {key: place for key, place in LLAMA_OFFLOADED.items() if key != "model.layers.2"}
+MAPS = {"llama": LLAMA_OFFLOADED, "gpt2": GPT2, "mixtral": MOE, "gpt_oss": MOE}
 SAMPLE = {
     "llama": "model.layers.2.self_attn.q_proj.weight",
     "gpt2": "transformer.h.1.attn.c_proj.weight",
@@ -123,7 +114,7 @@ def test_quantizing_onto_disk_needs_a_folder(
 ) -> None:
     with pytest.raises(ValueError, match="offload_folder"):
         AutoModelForCausalLM.from_pretrained(
-            checkpoints["llama"], quantization_config=config, device_map=LLAMA
+            checkpoints["llama"], quantization_config=config, device_map=LLAMA_OFFLOADED
         )
 
 

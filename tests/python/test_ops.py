@@ -4,8 +4,6 @@
 import itertools
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lowbit.ops import int8_linear, int8_matmul
 from reference import same_bits
-from samples import FLOATS, check_refused, layouts
+from samples import FLOATS, check_refused, check_scratch, layouts, opcheck
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -404,14 +402,12 @@ def test_opcheck_linear(dtype: torch.dtype, offset: bool) -> None:
     weight = stored(6, 10, offset, torch.float16 if offset else torch.float32)
     bias = torch.randn(6).to(dtype)
     for x in layouts(dtype, 10):
-        torch.library.opcheck(ops.int8_linear.default, (x, *weight, bias, 6.0))
+        opcheck(dtype, ops.int8_linear, x, *weight, bias, 6.0)
         expected = reference.linear(x.contiguous(), *weight, bias, 6.0)
         assert same_bits(ops.int8_linear(x, *weight, bias, 6.0), expected)
     for out_dtype in FLOATS:
         x = torch.randn(3, 10).to(dtype)
-        torch.library.opcheck(
-            ops.int8_linear.default, (x, *weight, None, 0.0), {"out_dtype": out_dtype}
-        )
+        opcheck(dtype, ops.int8_linear, x, *weight, None, 0.0, out_dtype=out_dtype)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -428,7 +424,7 @@ def test_opcheck_grad_input(dtype: torch.dtype) -> None:
     for offset in (False, True):
         weight = stored(6, 10, offset)
         for grad in layouts(dtype, 6):
-            torch.library.opcheck(ops.int8_linear_grad_input.default, (grad, *weight))
+            opcheck(dtype, ops.int8_linear_grad_input, grad, *weight)
             check_grad_input(grad.contiguous(), *weight)
             whole = ops.int8_linear_grad_input(grad.contiguous(), *weight)
             assert same_bits(ops.int8_linear_grad_input(grad, *weight), whole)
@@ -438,33 +434,31 @@ def test_opcheck_grad_input(dtype: torch.dtype) -> None:
 def test_opcheck_quantize_and_dequantize(dtype: torch.dtype) -> None:
     absmax_dtypes = itertools.cycle((None, *SCALES))
     for x, absmax_dtype in zip(layouts(dtype, 10), absmax_dtypes, strict=False):
-        torch.library.opcheck(ops.int8_quantize.default, (x, 6.0, absmax_dtype))
-        torch.library.opcheck(ops.int8_quantize_offset.default, (x, absmax_dtype))
+        opcheck(dtype, ops.int8_quantize, x, 6.0, absmax_dtype)
+        opcheck(dtype, ops.int8_quantize_offset, x, absmax_dtype)
         q, absmax, offset = ops.int8_quantize_offset(x, absmax_dtype)
         assert q.shape == x.shape
         assert absmax.shape == offset.shape == x.shape[:-1]
         assert absmax.dtype == offset.dtype == (absmax_dtype or torch.float32)
-        torch.library.opcheck(ops.int8_dequantize.default, (q, absmax, offset, dtype))
-    torch.library.opcheck(ops.int8_dequantize.default, (q, absmax))
+        opcheck(dtype, ops.int8_dequantize, q, absmax, offset, dtype)
+    opcheck(dtype, ops.int8_dequantize, q, absmax)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_opcheck_blockwise(dtype: torch.dtype) -> None:
     values = dynamic_map()
     for x in (torch.tensor(-3.0, dtype=dtype), torch.empty(0, dtype=dtype), *layouts(dtype, 101)):
-        torch.library.opcheck(ops.blockwise_quantize.default, (x, values, 32))
+        opcheck(dtype, ops.blockwise_quantize, x, values, 32)
         q, absmax = ops.blockwise_quantize(x, values, 32)
         assert q.shape == x.shape
         assert absmax.shape == (-(-x.numel() // 32),)
         expected = reference.blockwise_quantize(x.contiguous(), values, 32)
         assert same_bits(q, expected[0])
         assert same_bits(absmax, expected[1])
-        torch.library.opcheck(
-            ops.blockwise_dequantize.default, (q, absmax, values, dtype), {"blocksize": 32}
-        )
+        opcheck(dtype, ops.blockwise_dequantize, q, absmax, values, dtype, blocksize=32)
     q = torch.randint(256, (30, 40), dtype=torch.uint8).t()
     absmax = torch.rand(5)
-    torch.library.opcheck(ops.blockwise_dequantize.default, (q, absmax, values))
+    opcheck(dtype, ops.blockwise_dequantize, q, absmax, values)
     whole = ops.blockwise_dequantize(q.contiguous(), absmax, values)
     assert same_bits(ops.blockwise_dequantize(q, absmax, values), whole)
 
@@ -697,42 +691,16 @@ def test_limits_are_those_of_the_c_headers() -> None:
 
 # Memory
 
-MEASURE = """
-import torch, lowbit
-from pathlib import Path
 
-def peak():
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
-
-n = k = 8192
-op = torch.ops.lowbit
-weight = torch.ones(n, k, dtype=torch.int8)
-absmax = torch.ones(n)
-for m in (4, 512):
-    x = torch.randn(m, k)
-    x[:, :8] = 20
-    calls = {
-        "forward": lambda: op.int8_linear(x, weight, absmax, absmax, None, 6.0),
-        "backward": lambda: op.int8_linear_grad_input(x, weight, absmax, absmax),
-    }
-    for name, call in calls.items():
-        call()
-        Path("/proc/self/clear_refs").write_text("5")
-        before = peak()
-        call()
-        print(m, name, peak() - before)
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_scratch_memory_is_bounded() -> None:
-    """No float copy of the weight, which would be 256 MiB here: the result, and a few times the
-    activations as scratch."""
-    run = subprocess.run(
-        [sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True
+    check_scratch(
+        """
+        weight, absmax = torch.ones(n, k, dtype=torch.int8), torch.ones(n)
+        for m in (4, 128):
+            x = torch.randn(m, k)
+            x[:, :8] = 20
+            measure(m, lambda: op.int8_linear(x, weight, absmax, absmax, None, 6.0))
+            measure(m, lambda: op.int8_linear_grad_input(x, weight, absmax, absmax))
+        """,
+        calls=4,
     )
-    peaks = [line.split() for line in run.stdout.splitlines()]
-    assert len(peaks) == 4
-    for m, name, grown in peaks:
-        assert int(grown) <= 3 * int(m) * 8192 * 4 + 16 * 2**20, (m, name, grown)

@@ -871,6 +871,13 @@ WRONG = {
 
 
 @both
+def test_defaults_are_those_of_torch(kind: type[Adam8bit]) -> None:
+    ours, exact = kind(new()).defaults, EXACT[kind](new()).defaults
+    for option in ("lr", "betas", "eps", "weight_decay", "maximize", "capturable"):
+        assert ours[option] == exact[option]
+
+
+@both
 @pytest.mark.parametrize("message", WRONG)
 def test_wrong_arguments(kind: type[Adam8bit], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=f"{kind.__name__}: {message}"):

@@ -16,7 +16,7 @@ import lowbit
 from lowbit.nn import Int8Linear
 from transformers import AutoModel, AutoTokenizer
 
-COUNT = 500
+COUNT = 250
 
 
 def docstrings() -> Iterator[str]:

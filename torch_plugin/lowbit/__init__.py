@@ -9,6 +9,8 @@
     lowbit.optim.AdamW8bit, Adam8bit          optimizers with 8-bit state
     torch.ops.lowbit.int8_linear, lut4_linear the operators
     lowbit.integrations.transformers          LowbitConfig, for from_pretrained
+    lowbit.integrations.peft                  LoRA over the layers, and loftq_
+    lowbit.integrations.bitsandbytes          its checkpoints, and scripts written for it
 
 `python -m lowbit info` prints what a bug report needs.
 """

@@ -151,9 +151,22 @@ _SHARED: dict[tuple[str, torch.device], Tensor] = {}
 
 def shared(codebook: str | tuple[float, ...], device: torch.device) -> Tensor:
     """The tensor of a key(), of DYNAMIC or of DYNAMIC_UNSIGNED on a device, one for the whole
-    process: layers and optimizers own no copy."""
+    process: layers and optimizers own no copy.
+
+    RuntimeError: it is not on that GPU yet, and the copy would become a part of the CUDA graph that
+    is captured: call the layer or optimizer once before, as torch.compile does by itself.
+    """
     place = (repr(codebook), device)  # repr tells -0.0 from 0.0
     if place not in _SHARED:
+        if (
+            device.type == "cuda"
+            and not torch.compiler.is_compiling()
+            and torch.cuda.is_current_stream_capturing()
+        ):
+            raise RuntimeError(
+                f"the codebook {codebook} is not on {device} yet when a CUDA graph is captured; "
+                "call the layer or optimizer once before"
+            )
         if codebook in (DYNAMIC, DYNAMIC_UNSIGNED):
             table = _tensor(_DYNAMIC_VALUES[codebook == DYNAMIC], device)
         else:

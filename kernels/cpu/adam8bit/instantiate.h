@@ -4,8 +4,7 @@
 #ifndef LOWBIT_KERNELS_CPU_ADAM8BIT_INSTANTIATE_H
 #define LOWBIT_KERNELS_CPU_ADAM8BIT_INSTANTIATE_H
 
-#include "ukernels.h"
-#include "../common/floats.h"
+#include "scalar.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -16,6 +15,18 @@ struct moments {
     _Alignas(64) float m[LOWBIT_BLOCKWISE_LARGEST], v[LOWBIT_BLOCKWISE_LARGEST];
     float absmax_m, absmax_v;
 };
+
+// Steps the elements from begin to end one after the other; absmax_m and absmax_v are those of the
+// elements before.
+LOWBIT_INLINE void step_elements(enum lowbit_float param, enum lowbit_float grad, size_t begin,
+                                 size_t end, const struct lowbit_adam8bit_part *part,
+                                 const struct lowbit_adam8bit_rule *rule, struct moments *moments) {
+    for (size_t i = begin; i < end; i++) {
+        lowbit_adam8bit_element(param, grad, part, rule, i, moments->m, moments->v);
+        moments->absmax_m = fmaxf(moments->absmax_m, fabsf(moments->m[i]));
+        moments->absmax_v = fmaxf(moments->absmax_v, moments->v[i]);
+    }
+}
 
 // The part without its first n elements, a whole block.
 LOWBIT_INLINE struct lowbit_adam8bit_part next_block(enum lowbit_float param,
@@ -52,13 +63,36 @@ LOWBIT_INLINE void prefetch(enum lowbit_float param, enum lowbit_float grad, siz
 }
 #endif
 
-// Included at the end of a file that defines, for one block,
-//
-//   void update(param_type, grad_type, n, part, rule, moments)   inline: param, master, moments
-//   void encode(n, part, rule, moments)                          the state
-//
-// LOWBIT_INSTANTIATE(avx2) makes the functions that the table names. A block is encoded behind the
-// update of the next one, so that nothing waits for the largest of its moments.
+// What the file of an instruction set defines, for one block. Finding the moments is a long chain of
+// operations, and stepping waits for a root and a division: apart, more of each is under way, and
+// stepping takes its time beside encoding.
+
+// Returns how many elements, the first ones, it has not stepped: all but those left to step_elements.
+LOWBIT_INLINE size_t find_moments(enum lowbit_float param, enum lowbit_float grad, bool has_master,
+                                  size_t n, const struct lowbit_adam8bit_part *part,
+                                  const struct lowbit_adam8bit_rule *rule, struct moments *moments);
+// Steps these, and writes the codes of all.
+LOWBIT_INLINE void step_and_encode(enum lowbit_float param, bool has_master, size_t n,
+                                   size_t unstepped, const struct lowbit_adam8bit_part *part,
+                                   const struct lowbit_adam8bit_rule *rule,
+                                   const struct moments *moments);
+
+LOWBIT_INLINE void step_blocks(enum lowbit_float param, enum lowbit_float grad, bool has_master,
+                               size_t n, size_t blocksize, struct lowbit_adam8bit_part block,
+                               const struct lowbit_adam8bit_rule *rule) {
+    struct moments moments;
+    for (size_t begin = 0; begin < n; begin += blocksize) {
+        const size_t size = n - begin < blocksize ? n - begin : blocksize;
+        const size_t unstepped =
+            find_moments(param, grad, has_master, size, &block, rule, &moments);
+        *block.exp_avg_absmax = moments.absmax_m;
+        *block.exp_avg_sq_absmax = moments.absmax_v;
+        step_and_encode(param, has_master, size, unstepped, &block, rule, &moments);
+        block = next_block(param, grad, blocksize, block);
+    }
+}
+
+// LOWBIT_INSTANTIATE(avx2) at the end of that file makes the functions that the table names.
 #define LOWBIT_INSTANTIATE(isa)                                                                    \
     LOWBIT_INSTANTIATE_GRADS(f32, isa)                                                             \
     LOWBIT_INSTANTIATE_GRADS(f16, isa)                                                             \
@@ -73,19 +107,10 @@ LOWBIT_INLINE void prefetch(enum lowbit_float param, enum lowbit_float grad, siz
     void lowbit_adam8bit_ukernel_##param##_##grad##__##isa(                                        \
         size_t n, size_t blocksize, const struct lowbit_adam8bit_part *part,                       \
         const struct lowbit_adam8bit_rule *rule) {                                                 \
-        struct moments moments[2];                                                                 \
-        struct lowbit_adam8bit_part block = *part, before = block;                                 \
-        size_t i = 0;                                                                              \
-        for (size_t begin = 0; begin < n; begin += blocksize, i = !i) {                            \
-            const size_t size = n - begin < blocksize ? n - begin : blocksize;                     \
-            update(param, grad, size, &block, rule, &moments[i]);                                  \
-            if (begin)                                                                             \
-                encode(blocksize, &before, rule, &moments[!i]);                                    \
-            before = block;                                                                        \
-            block = next_block(param, grad, blocksize, block);                                     \
-        }                                                                                          \
-        if (n)                                                                                     \
-            encode((n - 1) % blocksize + 1, &before, rule, &moments[!i]);                          \
+        if (part->master)                                                                          \
+            step_blocks(param, grad, true, n, blocksize, *part, rule);                             \
+        else                                                                                       \
+            step_blocks(param, grad, false, n, blocksize, *part, rule);                            \
     }
 
 #endif

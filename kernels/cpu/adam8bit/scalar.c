@@ -3,34 +3,32 @@
 // where nothing better does.
 
 #include "instantiate.h"
-#include "scalar.h"
 #include "../blockwise/scalar.h"
 
-LOWBIT_INLINE void update(enum lowbit_float param, enum lowbit_float grad, size_t n,
-                          const struct lowbit_adam8bit_part *part,
-                          const struct lowbit_adam8bit_rule *rule, struct moments *moments) {
+LOWBIT_INLINE size_t find_moments(enum lowbit_float param, enum lowbit_float grad, bool has_master,
+                                  size_t n, const struct lowbit_adam8bit_part *part,
+                                  const struct lowbit_adam8bit_rule *rule,
+                                  struct moments *moments) {
+    (void)has_master;
     moments->absmax_m = moments->absmax_v = 0.0f;
-    for (size_t i = 0; i < n; i++) {
-        lowbit_adam8bit_element(param, grad, part, rule, i, moments->m, moments->v);
-        moments->absmax_m = fmaxf(moments->absmax_m, fabsf(moments->m[i]));
-        moments->absmax_v = fmaxf(moments->absmax_v, moments->v[i]);
-    }
+    step_elements(param, grad, 0, n, part, rule, moments);
+    return 0;
 }
 
-static float encode_moments(const struct lowbit_blockwise_encoder *encoder, size_t n,
-                            const float *x, float absmax, uint8_t *q) {
+static void encode(const struct lowbit_blockwise_encoder *encoder, size_t n, const float *x,
+                   float absmax, uint8_t *q) {
     const float inv = lowbit_blockwise_inverse(absmax);
     for (size_t i = 0; i < n; i++)
         q[i] = lowbit_encode(encoder, x[i] * inv);
-    return absmax;
 }
 
-static void encode(size_t n, const struct lowbit_adam8bit_part *part,
-                   const struct lowbit_adam8bit_rule *rule, const struct moments *moments) {
-    *part->exp_avg_absmax =
-        encode_moments(&rule->encoder1, n, moments->m, moments->absmax_m, part->exp_avg);
-    *part->exp_avg_sq_absmax =
-        encode_moments(&rule->encoder2, n, moments->v, moments->absmax_v, part->exp_avg_sq);
+LOWBIT_INLINE void step_and_encode(enum lowbit_float param, bool has_master, size_t n,
+                                   size_t unstepped, const struct lowbit_adam8bit_part *part,
+                                   const struct lowbit_adam8bit_rule *rule,
+                                   const struct moments *moments) {
+    (void)param, (void)has_master, (void)unstepped;
+    encode(&rule->encoder1, n, moments->m, moments->absmax_m, part->exp_avg);
+    encode(&rule->encoder2, n, moments->v, moments->absmax_v, part->exp_avg_sq);
 }
 
 LOWBIT_INSTANTIATE(scalar)

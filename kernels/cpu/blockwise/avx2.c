@@ -52,7 +52,7 @@ LOWBIT_INLINE void codes_by(bool has_decades, enum lowbit_float type, size_t n, 
             continue;
         }
         uint32_t near;
-        lowbit_store_codes(q + i, n - i, lowbit_encode32(encoder, v, &near));
+        lowbit_store_codes(q + i, n - i, lowbit_encode32(encoder, true, v, &near));
         for (; near; near &= near - 1) {
             const size_t k = (size_t)__builtin_ctz(near);
             if (i + k < n)

@@ -49,15 +49,19 @@ LOWBIT_INLINE __m256i lowbit_encode8(const struct lowbit_blockwise_encoder *e, _
     return code;
 }
 
-// The places of eight numbers on the lines through the decades.
-LOWBIT_INLINE __m256i lowbit_place8(const struct lowbit_blockwise_encoder *e, __m256 v) {
+// The places of eight numbers on the lines through the decades. Unless with_sign, none is negative.
+LOWBIT_INLINE __m256i lowbit_place8(const struct lowbit_blockwise_encoder *e, bool with_sign,
+                                    __m256 v) {
     const __m256i bits = _mm256_castps_si256(v);
-    const __m256i magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff));
+    __m256i magnitude = bits, key = _mm256_add_epi32(bits, bits);
+    if (with_sign) {
+        magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff));
+        key = _mm256_or_si256(key, _mm256_srli_epi32(bits, 31));
+    }
     const __m256 log = _mm256_fmadd_ps(_mm256_cvtepi32_ps(magnitude),
                                        _mm256_set1_ps(LOWBIT_BLOCKWISE_DECADES_PER_BIT),
                                        _mm256_set1_ps(LOWBIT_BLOCKWISE_DECADES_AT_ZERO));
     __m256i d = _mm256_cvttps_epi32(_mm256_max_ps(log, _mm256_setzero_ps()));
-    const __m256i key = _mm256_or_si256(_mm256_slli_epi32(bits, 1), _mm256_srli_epi32(bits, 31));
     const __m256i above = _mm256_cmpgt_epi32(
         key, _mm256_permutevar8x32_epi32(_mm256_load_si256((const __m256i *)e->edge), d));
     // Tables of eight begin with the least decade; what is below it, here -1, takes the last entry.
@@ -74,14 +78,16 @@ LOWBIT_INLINE __m256i lowbit_place8(const struct lowbit_blockwise_encoder *e, __
 }
 
 // The codes of 32 numbers, for a codebook that has decades. A bit of *near tells which of them are not
-// right because they are left to a threshold.
-LOWBIT_INLINE __m256i lowbit_encode32(const struct lowbit_blockwise_encoder *e, const __m256 v[4],
-                                      uint32_t *near) {
+// right because they are left to a threshold. Unless with_sign, no number is negative.
+LOWBIT_INLINE __m256i lowbit_encode32(const struct lowbit_blockwise_encoder *e, bool with_sign,
+                                      const __m256 v[4], uint32_t *near) {
     const __m256i far = _mm256_set1_epi32(0xffff & -LOWBIT_BLOCKWISE_NEAR);
     __m256i place[4], away[4];
     for (int j = 0; j < 4; j++) {
-        place[j] = lowbit_place8(e, v[j]);
-        away[j] = _mm256_sign_epi32(_mm256_srli_epi32(place[j], 16), _mm256_castps_si256(v[j]));
+        place[j] = lowbit_place8(e, with_sign, v[j]);
+        away[j] = _mm256_srli_epi32(place[j], 16);
+        if (with_sign)
+            away[j] = _mm256_sign_epi32(away[j], _mm256_castps_si256(v[j]));
     }
     // Packing saturates: what is below 0 becomes 0.
     const __m256i zero = _mm256_set1_epi16(e->zero);

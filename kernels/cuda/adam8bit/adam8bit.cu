@@ -90,24 +90,28 @@ __device__ __forceinline__ bool step_element(const Rule &rule, float grad, float
     return true;
 }
 
-// Up to VECTOR neighbours of an array: those behind the first `count` do not exist, and only if
-// `whole` can all be read and written together.
-struct Span {
-    size_t first;
-    unsigned count;
-    bool whole;
+// Up to VECTOR neighbours of an array: `whole` if they are that many and can be read and written
+// together.
+template <bool is_whole> struct Span {
+    static constexpr bool whole = is_whole;
+    size_t tile; // the same in all threads
+    unsigned first, count;
 };
 
-template <lowbit_float type>
+template <lowbit_float type, class Span>
 __device__ __forceinline__ void load(const Span &span, float (&values)[VECTOR], const void *array) {
-    const auto *from = static_cast<const typename Float<type>::Bits *>(array) + span.first;
-    if (span.whole)
-        return lb_load<type>(values, from);
-    for (unsigned k = 0; k < VECTOR; k++)
-        values[k] = k < span.count ? Float<type>::load(from[k]) : 0;
+    const auto *from =
+        static_cast<const typename Float<type>::Bits *>(array) + span.tile + span.first;
+    if constexpr (Span::whole)
+        lb_load<type>(values, from);
+    else
+        for (unsigned k = 0; k < VECTOR; k++)
+            values[k] = k < span.count ? Float<type>::load(from[k]) : 0;
 }
+template <class Span>
 __device__ __forceinline__ lb_pack<uint8_t, VECTOR> load(const Span &span, const uint8_t *array) {
-    if (span.whole)
+    array += span.tile;
+    if constexpr (Span::whole)
         return lb_read<uint8_t, VECTOR>(array + span.first);
     lb_pack<uint8_t, VECTOR> codes;
     for (unsigned k = 0; k < VECTOR; k++)
@@ -117,23 +121,26 @@ __device__ __forceinline__ lb_pack<uint8_t, VECTOR> load(const Span &span, const
 }
 
 // Stores the values whose bit is set in `which`.
-template <lowbit_float type>
+template <lowbit_float type, class Span>
 __device__ __forceinline__ void store(const Span &span, const float (&values)[VECTOR],
                                       unsigned which, void *array) {
-    auto *to = static_cast<typename Float<type>::Bits *>(array) + span.first;
-    if (span.whole && which == (1u << VECTOR) - 1)
+    auto *to = static_cast<typename Float<type>::Bits *>(array) + span.tile + span.first;
+    if (Span::whole && which == (1u << VECTOR) - 1)
         return lb_store<type>(to, values);
     for (unsigned k = 0; k < VECTOR; k++)
         if (which >> k & 1)
             to[k] = Float<type>::store(values[k]);
 }
+template <class Span>
 __device__ __forceinline__ void store(const Span &span, const lb_pack<uint8_t, VECTOR> &codes,
                                       uint8_t *array) {
-    if (span.whole)
-        return lb_write(array + span.first, codes);
-    for (unsigned k = 0; k < VECTOR; k++)
-        if (k < span.count)
-            array[span.first + k] = codes.get(k);
+    array += span.tile;
+    if constexpr (Span::whole)
+        lb_write(array + span.first, codes);
+    else
+        for (unsigned k = 0; k < VECTOR; k++)
+            if (k < span.count)
+                array[span.first + k] = codes.get(k);
 }
 
 struct Shared {
@@ -153,48 +160,66 @@ __device__ __forceinline__ void step_tile(const Param &p, size_t first, unsigned
     float *absmax1 = p.exp_avg_absmax + (first >> log2_blocksize);
     float *absmax2 = p.exp_avg_sq_absmax + (first >> log2_blocksize);
     constexpr unsigned steps = PER_THREAD / VECTOR;
-    float m[steps][VECTOR], v[steps][VECTOR];
-    const auto span = [&](unsigned i) {
-        const unsigned count = i < n ? min(n - i, (unsigned)VECTOR) : 0;
-        return Span{first + i, count, p.vectors && count == VECTOR};
+    float m[steps][VECTOR] = {}, v[steps][VECTOR] = {};
+    const auto with_span = [&](unsigned i, auto use) { // one branch for all arrays
+        const unsigned count = min(n - i, (unsigned)VECTOR);
+        if (p.vectors && count == VECTOR)
+            use(Span<true>{first, i, count});
+        else
+            use(Span<false>{first, i, count});
     };
 #pragma unroll
     for (unsigned step = 0; step < steps; step++) {
         const unsigned i = first_of_step<VECTOR>(step), block = i >> log2_blocksize;
-        if (warp_is_behind<VECTOR>(step, n))
+        if (i >= n)
             break;
-        const Span here = span(i);
         float values[VECTOR], grads[VECTOR];
-        p.master ? load<f32>(here, values, p.master) : load<param>(here, values, p.param);
-        load<grad>(here, grads, p.grad);
-        const auto codes1 = load(here, p.exp_avg), codes2 = load(here, p.exp_avg_sq);
-        const float scale1 = i < n ? absmax1[block] : 0, scale2 = i < n ? absmax2[block] : 0;
+        lb_pack<uint8_t, VECTOR> codes1, codes2;
+        with_span(i, [&](auto here) {
+            p.master ? load<f32>(here, values, p.master) : load<param>(here, values, p.param);
+            load<grad>(here, grads, p.grad);
+            codes1 = load(here, p.exp_avg);
+            codes2 = load(here, p.exp_avg_sq);
+        });
+        const float scale1 = absmax1[block], scale2 = absmax2[block];
         unsigned stepped = 0;
         for (unsigned k = 0; k < VECTOR; k++) {
             m[step][k] = __fmul_rn(shared.encoder1.value[codes1.get(k)], scale1);
             v[step][k] = __fmul_rn(shared.encoder2.value[codes2.get(k)], scale2);
             stepped |= (unsigned)step_element(rule, grads[k], values[k], m[step][k], v[step][k])
                        << k;
-            if (k >= here.count)
-                m[step][k] = v[step][k] = 0;
         }
-        stepped &= (1u << here.count) - 1;
-        store<param>(here, values, stepped, p.param);
-        if (p.master)
-            store<f32>(here, values, stepped, p.master);
-        note_largest(m[step], step, log2_blocksize, largest[0]);
-        note_largest(v[step], step, log2_blocksize, largest[1]);
+        if (n - i < VECTOR) {
+            stepped &= (1u << (n - i)) - 1;
+            for (unsigned k = 0; k < VECTOR; k++)
+                if (k >= n - i)
+                    m[step][k] = v[step][k] = 0;
+        }
+        with_span(i, [&](auto here) {
+            store<param>(here, values, stepped, p.param);
+            if (p.master)
+                store<f32>(here, values, stepped, p.master);
+        });
     }
+    note_largest(m, log2_blocksize, largest[0]);
+    note_largest(v, log2_blocksize, largest[1]);
     __syncthreads();
+    float inverse1 = 0, inverse2 = 0;
 #pragma unroll
     for (unsigned step = 0; step < steps; step++) {
         const unsigned i = first_of_step<VECTOR>(step), block = i >> log2_blocksize;
         if (i >= n)
             break;
-        const float inverse1 = inverse(__uint_as_float(largest[0][block]));
-        const float inverse2 = inverse(__uint_as_float(largest[1][block]));
-        store(span(i), encode(shared.encoder1, direct1, m[step], inverse1), p.exp_avg);
-        store(span(i), encode(shared.encoder2, direct2, v[step], inverse2), p.exp_avg_sq);
+        if (step == 0 || !one_block(log2_blocksize)) {
+            inverse1 = inverse(__uint_as_float(largest[0][block]));
+            inverse2 = inverse(__uint_as_float(largest[1][block]));
+        }
+        const auto codes1 = encode(shared.encoder1, direct1, m[step], inverse1);
+        const auto codes2 = encode(shared.encoder2, direct2, v[step], inverse2);
+        with_span(i, [&](auto here) {
+            store(here, codes1, p.exp_avg);
+            store(here, codes2, p.exp_avg_sq);
+        });
     }
     if (threadIdx.x << log2_blocksize < n) {
         absmax1[threadIdx.x] = __uint_as_float(largest[0][threadIdx.x]);
@@ -202,9 +227,12 @@ __device__ __forceinline__ void step_tile(const Param &p, size_t first, unsigned
     }
 }
 
-// The number of the parameter that a tile belongs to.
-__device__ __forceinline__ unsigned param_of(const Step &s, uint32_t tile) {
-    unsigned low = 0, high = s.params - 1;
+// The number of the parameter that a tile belongs to, not below `low`: mostly that of the block's tile
+// before.
+__device__ __forceinline__ unsigned param_of(const Step &s, uint32_t tile, unsigned low) {
+    if (tile < s.param[low].end)
+        return low;
+    unsigned high = s.params - 1;
     while (low < high) {
         const unsigned middle = (low + high) / 2;
         if (tile < s.param[middle].end)
@@ -227,12 +255,12 @@ __global__ void __launch_bounds__(THREADS, BLOCKS_PER_MULTIPROCESSOR)
     const bool direct1 = lb_encoder_init(shared.encoder1, s.codebook1);
     const bool direct2 = lb_encoder_init(shared.encoder2, s.codebook2);
     const uint32_t tiles = s.param[s.params - 1].end;
-    unsigned turn = 0;
+    unsigned turn = 0, i = 0;
     for (uint32_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         const unsigned next = turn < 2 ? turn + 1 : 0;
         if (threadIdx.x < TILE_BLOCKS)
             shared.largest[next][0][threadIdx.x] = shared.largest[next][1][threadIdx.x] = 0;
-        const unsigned i = param_of(s, tile);
+        i = param_of(s, tile, i);
         const Param &p = s.param[i];
         const size_t first = (size_t)(tile - (i ? s.param[i - 1].end : 0)) * TILE;
         // Types at run time within step_tile would cost registers.

@@ -34,18 +34,22 @@ __device__ __forceinline__ void quantize_tile(unsigned n, unsigned log2_blocksiz
     }
 #pragma unroll
     for (unsigned step = 0; step < PER_THREAD / V; step++) {
-        if (warp_is_behind<V>(step, n))
-            break;
+        float nothing = 0; // NaN, if a value is or is infinite
         for (int k = 0; k < V; k++)
-            value[step][k] = finite(value[step][k]);
-        note_largest(value[step], step, log2_blocksize, largest);
+            nothing = __fmaf_rn(value[step][k], 0.0f, nothing);
+        if (nothing != 0)
+            for (int k = 0; k < V; k++)
+                value[step][k] = finite(value[step][k]);
     }
+    note_largest(value, log2_blocksize, largest);
     __syncthreads();
+    float inv = 0;
 #pragma unroll
     for (unsigned step = 0; step < PER_THREAD / V; step++) {
         const unsigned i = first_of_step<V>(step);
-        const float scale = __uint_as_float(largest[i >> log2_blocksize]);
-        const auto codes = encode(encoder, direct, value[step], inverse(scale));
+        if (step == 0 || !one_block(log2_blocksize))
+            inv = inverse(__uint_as_float(largest[i >> log2_blocksize]));
+        const auto codes = encode(encoder, direct, value[step], inv);
         if (V > 1 || i < n)
             lb_write(q + i, codes);
     }

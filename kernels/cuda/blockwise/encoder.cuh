@@ -32,10 +32,10 @@ __device__ inline float lb_midpoint_down(float a, float b) {
     return above ? lb_float_below(middle) : middle;
 }
 
+// Of |v| < 1 + 2^-7.
 template <bool with_signs> __device__ __forceinline__ int lb_bucket_of(float v) {
     const uint32_t bits = __float_as_uint(v);
-    const int bucket = min(max((int)(bits >> 16 & 0x7fff) - LOWBIT_BLOCKWISE_FIRST, 0),
-                           LOWBIT_BLOCKWISE_BUCKETS - 1);
+    const int bucket = max((int)(bits >> 16 & 0x7fff) - LOWBIT_BLOCKWISE_FIRST, 0);
     return !with_signs ? bucket : LOWBIT_BLOCKWISE_BUCKETS + (bits >> 31 ? ~bucket : bucket);
 }
 
@@ -61,16 +61,19 @@ __device__ bool lb_encoder_init(Encoder<with_signs> &e, const float *codebook) {
     }
     const unsigned used = (unsigned)__syncthreads_count(threshold < end_of_buckets);
 
-    // A warp fills the buckets from one threshold to the next.
+    // A warp fills the buckets from one threshold to the next. Those beyond 1 are in the last.
+    const auto bucket_of = [&](unsigned i) {
+        return lb_bucket_of<with_signs>(fminf(fmaxf(e.threshold[i], -1.0f), 1.0f));
+    };
     bool direct = true;
     for (unsigned i = warp; i <= used; i += blockDim.x / LB_WARP) {
-        const int before = i > 0 ? lb_bucket_of<with_signs>(e.threshold[i - 1]) : -1;
-        const int here = i < used ? lb_bucket_of<with_signs>(e.threshold[i]) : BUCKETS;
+        const int before = i > 0 ? bucket_of(i - 1) : -1;
+        const int here = i < used ? bucket_of(i) : BUCKETS;
         for (int bucket = before + 1 + (int)lane; bucket < here; bucket += LB_WARP)
             e.bucket[bucket] = i << 16 | 0xffff; // nothing is above 0xffff
         if (lane == 0 && before != here && i < used) {
             unsigned end = i + 1; // thresholds i to end - 1 share the bucket
-            while (end < used && lb_bucket_of<with_signs>(e.threshold[end]) == here)
+            while (end < used && bucket_of(end) == here)
                 end++;
             const float first = e.threshold[i], magnitude = fabsf(first);
             const uint32_t bits = __float_as_uint(first),
@@ -85,19 +88,24 @@ __device__ bool lb_encoder_init(Encoder<with_signs> &e, const float *codebook) {
     return __syncthreads_and(direct);
 }
 
-// The code of v, |v| < 1 + 2^-7, with what lb_encoder_init returned.
+// Puts the code of v, |v| < 1 + 2^-7, into byte i of codes, which is 0; with what lb_encoder_init
+// returned.
 template <bool with_signs>
-__device__ __forceinline__ uint32_t lb_encode(const Encoder<with_signs> &e, bool direct, float v) {
-    const uint32_t bits = __float_as_uint(v);
-    if (direct) {
-        const uint32_t entry = e.bucket[lb_bucket_of<with_signs>(v)],
-                       lower = bits >> 31 ? ~bits : bits;
-        return (lower & 0xffff) > (entry & 0xffff) ? entry >> 24 : entry >> 16 & 0xff;
-    }
+__device__ __forceinline__ void lb_encode_direct(const Encoder<with_signs> &e, float v, int i,
+                                                 uint32_t &codes) {
+    const uint32_t bits = __float_as_uint(v), lower = bits >> 31 ? ~bits : bits;
+    const uint32_t entry = e.bucket[lb_bucket_of<with_signs>(v)];
+    const bool above = (lower & 0xffff) > (entry & 0xffff);
+    const uint32_t others = 0x3210 & ~(15u << 4 * i);
+    codes = __byte_perm(codes, entry, above ? others | 7u << 4 * i : others | 6u << 4 * i);
+}
+template <bool with_signs>
+__device__ __forceinline__ void lb_encode_search(const Encoder<with_signs> &e, float v, int i,
+                                                 uint32_t &codes) {
     uint32_t code = 0;
     for (uint32_t step = 128; step; step /= 2)
         code += v > e.threshold[code + step - 1] ? step : 0;
-    return code;
+    codes |= code << 8 * i;
 }
 
 #endif

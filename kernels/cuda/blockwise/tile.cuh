@@ -27,9 +27,9 @@ template <int V> __device__ __forceinline__ unsigned first_of_step(unsigned step
     return warp * LB_WARP * PER_THREAD + step * LB_WARP * V + lane * V;
 }
 
-// Whether a warp has none of the first n elements of a tile in this step.
-template <int V> __device__ __forceinline__ bool warp_is_behind(unsigned step, unsigned n) {
-    return first_of_step<V>(step) - threadIdx.x % LB_WARP * V >= n;
+// Whether all elements that a warp has of a tile are in one block.
+__device__ __forceinline__ bool one_block(unsigned log2_blocksize) {
+    return 1u << log2_blocksize >= LB_WARP * PER_THREAD;
 }
 
 __device__ __forceinline__ float finite(float v) {
@@ -43,17 +43,29 @@ __device__ __forceinline__ float finite(float v) {
 // A kernel has three such arrays, which take turns, so that one barrier per tile is enough. Until
 // it, some threads may still read those of the tile before; but all have done with those of the
 // tile before that, which are set to zero then, for the next tile.
-template <int V>
-__device__ __forceinline__ void note_largest(const float (&values)[V], unsigned step,
+template <int STEPS, int V>
+__device__ __forceinline__ void note_largest(const float (&values)[STEPS][V],
                                              unsigned log2_blocksize, uint32_t *largest) {
-    const unsigned lanes = min(LB_WARP, (1u << log2_blocksize) / V); // of one block
-    float most = 0;
-    for (int k = 0; k < V; k++)
-        most = fmaxf(most, fabsf(values[k]));
-    for (unsigned other = lanes / 2; other; other /= 2)
-        most = fmaxf(most, __shfl_xor_sync(LB_ALL_LANES, most, other));
-    if (threadIdx.x % lanes == 0)
-        atomicMax(&largest[first_of_step<V>(step) >> log2_blocksize], __float_as_uint(most));
+    const auto note = [&](float most, unsigned step, unsigned lanes) { // of one block
+        const unsigned lane = threadIdx.x % LB_WARP;
+        const unsigned mask = LB_ALL_LANES >> (LB_WARP - lanes) << (lane & ~(lanes - 1));
+        const uint32_t bits = __reduce_max_sync(mask, __float_as_uint(most));
+        if (lane % lanes == 0)
+            atomicMax(&largest[first_of_step<V>(step) >> log2_blocksize], bits);
+    };
+    float most[STEPS] = {}, all = 0;
+#pragma unroll
+    for (unsigned step = 0; step < STEPS; step++) {
+        for (int k = 0; k < V; k++)
+            most[step] = fmaxf(most[step], fabsf(values[step][k]));
+        all = fmaxf(all, most[step]);
+    }
+    if (one_block(log2_blocksize))
+        note(all, 0, LB_WARP);
+    else
+#pragma unroll
+        for (unsigned step = 0; step < STEPS; step++)
+            note(most[step], step, min(LB_WARP, (1u << log2_blocksize) / V));
 }
 
 // 1 / absmax, or 0 where that would overflow.
@@ -65,8 +77,12 @@ template <bool with_signs, int V>
 __device__ __forceinline__ lb_pack<uint8_t, V>
 encode(const Encoder<with_signs> &encoder, bool direct, const float (&values)[V], float inverse) {
     lb_pack<uint8_t, V> codes;
-    for (int k = 0; k < V; k++)
-        codes.set(k, (uint8_t)lb_encode(encoder, direct, __fmul_rn(values[k], inverse)));
+    if (direct)
+        for (int k = 0; k < V; k++)
+            lb_encode_direct(encoder, __fmul_rn(values[k], inverse), k % 4, codes.word[k / 4]);
+    else
+        for (int k = 0; k < V; k++)
+            lb_encode_search(encoder, __fmul_rn(values[k], inverse), k % 4, codes.word[k / 4]);
     return codes;
 }
 

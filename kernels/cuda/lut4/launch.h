@@ -17,7 +17,7 @@ typedef struct lowbit_cuda_lut4_weight {
     const uint8_t *packed;
     const float *codebook; // [16]
     size_t elements;
-    int blocksize;
+    unsigned log2_blocksize;
     const void *absmax;
     const float *nested_absmax;   // null without double quantization
     const float *nested_codebook; // [256]
@@ -27,17 +27,18 @@ typedef struct lowbit_cuda_lut4_weight {
 int lowbit_lut4_dequantize_launch(const lowbit_cuda_lut4_weight *weight, enum lowbit_float type,
                                   void *y, void *stream);
 
-// weight: only packed (written) and codebook count; absmax is float32 [blocks], written.
+// packed and absmax [blocks] are written.
 int lowbit_lut4_quantize_launch(const void *x, enum lowbit_float type, const float *codebook,
-                                size_t elements, int blocksize, uint8_t *packed, float *absmax,
-                                void *stream);
+                                size_t elements, unsigned log2_blocksize, uint8_t *packed,
+                                float *absmax, void *stream);
 
 // Rows of x as sums of fp16 numbers, each row divided by a power of two that brings it into their
-// range. A bfloat16 or float16 row takes one number per element, a float32 row two, the second from
-// `second` on. Elements far below the row's largest lose the bits under 2^-40 of that.
+// range. A bfloat16 or float16 row takes one number per element, a float32 row two. Elements far below
+// the row's largest lose the bits under 2^-40 of that.
 typedef struct lowbit_cuda_lut4_rows {
-    uint16_t *halves; // [m][k], then [m][k] again for float32
-    float *scale;     // [m] the powers of two
+    uint16_t *
+        halves; // [m][k], the columns in an order of the kernels' own, then [m][k] again for float32
+    float *scale; // [m] the powers of two
 } lowbit_cuda_lut4_rows;
 
 typedef struct lowbit_cuda_lut4_linear {

@@ -12,57 +12,70 @@ unsigned blocks_for(size_t pieces) {
     return static_cast<unsigned>(pieces < MOST_BLOCKS ? pieces : MOST_BLOCKS);
 }
 
-template <lowbit_float type, int PARTS>
+unsigned groups_of(size_t size, size_t count) {
+    return static_cast<unsigned>((count + size - 1) / size);
+}
+
+template <lowbit_float type>
 cudaError_t prepare(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
-    return lb_launch(prepare_rows_kernel<type, PARTS>, dim3(static_cast<unsigned>(a.m)),
-                     dim3(LUT4_THREADS), 0, stream, static_cast<const lb_bits<type> *>(a.x),
-                     a.x_stride, a.k, a.rows);
+    const unsigned warps = groups_of(256, a.k), most = PREPARE_THREADS / 32; // eight columns a lane
+    const unsigned threads = 32 * (warps == 0 ? 1 : warps < most ? warps : most);
+    return lb_launch(prepare_rows_kernel<type>, dim3(static_cast<unsigned>(a.m)), dim3(threads), 0,
+                     stream, static_cast<const lb_bits<type> *>(a.x), a.x_stride, a.k, a.rows);
 }
 
-cudaError_t prepare(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
-    switch (a.x_type) {
-    case f16: return prepare<f16, 1>(a, stream);
-    case bf16: return prepare<bf16, 1>(a, stream);
-    default: return prepare<f32, 2>(a, stream);
-    }
-}
-
-template <int X_PARTS, int C_PARTS>
-cudaError_t decode(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
-    const dim3 grid(static_cast<unsigned>((a.n + 15) / 16)), block(LUT4_THREADS);
-    if (a.m <= 8)
-        return lb_launch(decode_kernel<1, X_PARTS, C_PARTS>, grid, block, 0, stream, a);
-    return lb_launch(decode_kernel<2, X_PARTS, C_PARTS>, grid, block, 0, stream, a);
-}
-
-template <int X_PARTS, int C_PARTS>
-cudaError_t tiles(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
-    const auto kernel = tiles_kernel<X_PARTS, C_PARTS>;
-    const int shared = sizeof(TileShared<X_PARTS, C_PARTS>);
+// A kernel that takes all of the shared memory that it likes.
+cudaError_t launch(void (*kernel)(lowbit_cuda_lut4_linear), dim3 grid, int threads, size_t shared,
+                   cudaStream_t stream, const lowbit_cuda_lut4_linear &a) {
     const cudaError_t error =
         cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-    if (error != cudaSuccess)
-        return error;
-    const dim3 grid(static_cast<unsigned>((a.n + TILE_N - 1) / TILE_N),
-                    static_cast<unsigned>((a.m + TILE_M - 1) / TILE_M),
-                    static_cast<unsigned>(a.splits));
-    return lb_launch(kernel, grid, dim3(TILE_THREADS), shared, stream, a);
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+    return error != cudaSuccess ? error : lb_launch(kernel, grid, threads, shared, stream, a);
 }
 
-// A float16 weight that torch rounded has errors as large as those of an fp16 codebook: to stay beneath
-// them, a codebook for float16 x keeps more bits.
-template <class Bf16, class F16, class F32>
-cudaError_t linear(const lowbit_cuda_lut4_linear &a, cudaStream_t stream, Bf16 for_bf16,
-                   F16 for_f16, F32 for_f32) {
-    const cudaError_t error = prepare(a, stream);
+template <int ROWS, int TILES, lowbit_float type>
+cudaError_t decode(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
+    using Shared = DecodeShared<ROWS, TILES, type>;
+    size_t shared = sizeof(Shared);
+    if (Shared::FUSED)
+        shared -= (FUSED_HALVES - x_parts<type> * a.m * a.k) * sizeof(uint16_t);
+    return launch(decode_kernel<ROWS, TILES, type>, groups_of(16 * ROWS, a.n), LUT4_THREADS, shared,
+                  stream, a);
+}
+
+// Each block reads all of x from L2, M / (4 ROWS) bytes for each byte of the weight.
+template <lowbit_float type>
+cudaError_t decode(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
+    if (a.m <= 2 && x_parts<type> * a.m * a.k <= FUSED_HALVES)
+        return decode<1, 1, type>(a, stream);
+    const cudaError_t error = prepare<type>(a, stream);
     if (error != cudaSuccess)
         return error;
-    switch (a.x_type) {
-    case f16: return for_f16(a, stream);
-    case bf16: return for_bf16(a, stream);
-    default: return for_f32(a, stream);
-    }
+    return a.m <= 8 ? decode<2, 1, type>(a, stream) : decode<2, 2, type>(a, stream);
+}
+
+template <int TILES, lowbit_float type>
+cudaError_t tiles(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
+    const dim3 grid(groups_of(TILE_N, a.n), groups_of(8 * TILES, a.m),
+                    static_cast<unsigned>(a.splits));
+    return launch(tiles_kernel<TILES, type>, grid, TILE_THREADS, sizeof(TileShared<TILES, type>),
+                  stream, a);
+}
+
+template <lowbit_float type>
+cudaError_t tiles(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
+    cudaError_t error = prepare<type>(a, stream);
+    if (error != cudaSuccess)
+        return error;
+    if (c_parts<type> == 1 && a.m > 32) // for other types there are no registers
+        error = tiles<c_parts<type> == 1 ? 8 : 4, type>(a, stream);
+    else
+        error = tiles<4, type>(a, stream);
+    if (error != cudaSuccess || a.splits == 1)
+        return error;
+    return lb_launch(add_splits_kernel,
+                     dim3(groups_of(LUT4_THREADS, a.n), static_cast<unsigned>(a.m)), LUT4_THREADS,
+                     0, stream, a);
 }
 
 } // namespace
@@ -79,30 +92,29 @@ extern "C" int lowbit_lut4_dequantize_launch(const lowbit_cuda_lut4_weight *weig
 }
 
 extern "C" int lowbit_lut4_quantize_launch(const void *x, lowbit_float x_type,
-                                           const float *codebook, size_t elements, int blocksize,
-                                           uint8_t *packed, float *absmax, void *queue) {
+                                           const float *codebook, size_t elements,
+                                           unsigned log2_blocksize, uint8_t *packed, float *absmax,
+                                           void *queue) {
     const auto stream = static_cast<cudaStream_t>(queue);
-    const size_t blocks = (elements + blocksize - 1) / blocksize,
-                 pieces = (blocks + LUT4_WARPS - 1) / LUT4_WARPS;
+    const size_t each = LUT4_WARPS *
+                        max(static_cast<size_t>(256), static_cast<size_t>(1) << log2_blocksize),
+                 pieces = (elements + each - 1) / each;
     return lb_with_type(x_type, [&](auto constant) {
         constexpr lowbit_float type = decltype(constant)::value;
         return lb_launch(quantize_kernel<type>, dim3(blocks_for(pieces)), dim3(LUT4_THREADS), 0,
                          stream, static_cast<const lb_bits<type> *>(x), codebook, elements,
-                         blocksize, packed, absmax);
+                         log2_blocksize, packed, absmax);
     });
 }
 
 extern "C" int lowbit_lut4_linear_decode_launch(const lowbit_cuda_lut4_linear *args, void *queue) {
-    const auto stream = static_cast<cudaStream_t>(queue);
-    return linear(*args, stream, decode<1, 1>, decode<1, 2>, decode<2, 2>);
+    return lb_with_type(args->x_type, [&](auto constant) {
+        return decode<decltype(constant)::value>(*args, static_cast<cudaStream_t>(queue));
+    });
 }
 
 extern "C" int lowbit_lut4_linear_tiles_launch(const lowbit_cuda_lut4_linear *args, void *queue) {
-    const auto stream = static_cast<cudaStream_t>(queue);
-    const cudaError_t error = linear(*args, stream, tiles<1, 1>, tiles<1, 2>, tiles<2, 2>);
-    if (error != cudaSuccess || args->splits == 1)
-        return error;
-    const size_t pieces = (args->m * args->n + LUT4_THREADS - 1) / LUT4_THREADS;
-    return lb_launch(add_splits_kernel, dim3(blocks_for(pieces)), dim3(LUT4_THREADS), 0, stream,
-                     *args);
+    return lb_with_type(args->x_type, [&](auto constant) {
+        return tiles<decltype(constant)::value>(*args, static_cast<cudaStream_t>(queue));
+    });
 }

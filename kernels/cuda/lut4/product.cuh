@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: MIT
-// lut4_linear on the tensor cores. A warp takes 16 rows of the weight and up to 64 of x; 64 columns of
-// both are multiplied before the block's scale is, so that the table of a codebook serves all blocks. A
-// thread looks up eight bytes of a row, 16 columns next to each other, for four products of 16 columns:
-// the sum over columns may take them in any order, and x needs no rearranging.
+// lut4_linear on the tensor cores. A warp takes 16 ROWS rows of the weight and 8 TILES of x; 64 columns
+// of both, a piece, are multiplied before the block's scale is, so that the table of a codebook serves
+// all blocks. A thread looks up eight bytes of a row, 16 columns next to each other, for four products
+// of 16 columns: the sum over columns may take them in any order, and x needs no rearranging.
+//
+// What bounds these kernels besides memory is passes over the banks of shared memory: per piece 16 ROWS
+// for looking up and 8 TILES for x, for 4 ROWS TILES products.
 #ifndef LOWBIT_KERNELS_CUDA_LUT4_PRODUCT_CUH
 #define LOWBIT_KERNELS_CUDA_LUT4_PRODUCT_CUH
 
@@ -12,258 +15,374 @@
 
 namespace {
 
-constexpr int LUT4_K = 64; // columns at a time
+constexpr int LOG2_PIECE = 6, PIECE = 1 << LOG2_PIECE; // columns
 
-// A thread's part of 64 columns: eight bytes of row g of the weight and eight of row g + 8.
-struct Codes {
-    uint2 upper, lower;
-    ScaleParts upper_scale, lower_scale;
-};
+// Sixteen rows of a piece of the weight: a[step] is an operand of the product of 16 columns.
+template <int C_PARTS> struct Piece {
+    uint32_t a[4][C_PARTS][4];
 
-__device__ __forceinline__ uint32_t byte_of(uint2 bytes, int i) {
-    return (i < 4 ? bytes.x : bytes.y) >> (i % 4 * 8) & 0xff;
-}
-
-// sum += scale * (W x) for 8 TILES rows of x. x(tile, part, words) gives a thread's 16 fp16 numbers.
-template <int TILES, int X_PARTS, int C_PARTS, class X>
-__device__ __forceinline__ void multiply(const Table<C_PARTS> &table, int lane, uint2 upper,
-                                         uint2 lower, float upper_scale, float lower_scale, X x,
-                                         float (&sum)[TILES][4]) {
-    float part[TILES][4] = {};
-    uint32_t words[TILES][X_PARTS][8];
+    // From eight bytes of row g and of row g + 8.
+    __device__ __forceinline__ void look_up(const Table<C_PARTS> &table, int lane, uint2 upper,
+                                            uint2 lower) {
 #pragma unroll
-    for (int tile = 0; tile < TILES; tile++)
+        for (int step = 0; step < 4; step++)
 #pragma unroll
-        for (int p = 0; p < X_PARTS; p++)
-            x(tile, p, words[tile][p]);
+            for (int i = 0; i < 4; i++) {
+                const uint2 bytes = i % 2 ? lower : upper;
+                const auto entry =
+                    table.look_up(step < 2 ? bytes.x : bytes.y, step % 2 * 2 + i / 2, lane);
+                for (int c = 0; c < C_PARTS; c++)
+                    a[step][c][i] = entry.part[c];
+            }
+    }
+    // sum += scale * (W x) for eight rows of x, of which a thread has 16 numbers of row g.
+    template <int X_PARTS>
+    __device__ __forceinline__ void multiply(const uint32_t (&x)[X_PARTS][8], float upper_scale,
+                                             float lower_scale, float (&sum)[4]) const {
+        float part[4] = {};
 #pragma unroll
-    for (int step = 0; step < 4; step++) {
-        uint32_t looked[4][C_PARTS], a[C_PARTS][4];
-        table.look_up(byte_of(upper, 2 * step), lane, looked[0]);
-        table.look_up(byte_of(lower, 2 * step), lane, looked[1]);
-        table.look_up(byte_of(upper, 2 * step + 1), lane, looked[2]);
-        table.look_up(byte_of(lower, 2 * step + 1), lane, looked[3]);
-#pragma unroll
-        for (int p = 0; p < C_PARTS; p++)
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                a[p][i] = looked[i][p];
-#pragma unroll
-        for (int tile = 0; tile < TILES; tile++)
+        for (int step = 0; step < 4; step++)
 #pragma unroll
             for (int p = X_PARTS - 1; p >= 0; p--) // the small products first
 #pragma unroll
                 for (int c = C_PARTS - 1; c >= 0; c--)
                     if (p + c < 2) // the product of both remainders is beneath the last bit
-                        ptx::mma_m16n8k16_f16(
-                            part[tile], a[c],
-                            {words[tile][p][2 * step], words[tile][p][2 * step + 1]});
-    }
-#pragma unroll
-    for (int tile = 0; tile < TILES; tile++)
+                        ptx::mma_m16n8k16_f16(part, a[step][c],
+                                              {x[p][2 * step], x[p][2 * step + 1]});
 #pragma unroll
         for (int i = 0; i < 4; i++)
-            sum[tile][i] =
-                __fmaf_rn(part[tile][i], i < 2 ? upper_scale : lower_scale, sum[tile][i]);
+            sum[i] = __fmaf_rn(part[i], i < 2 ? upper_scale : lower_scale, sum[i]);
+    }
+};
+
+// Eight numbers of x, halves of those that a thread has of a row in a piece.
+__device__ __forceinline__ void load_x(const uint16_t *from, uint32_t (&x)[8], int half) {
+    const uint4 halves = *reinterpret_cast<const uint4 *>(from);
+    memcpy(x + 4 * half, &halves, sizeof halves);
 }
 
+// The scales of a warp's rows of the weight, of four of its pieces at a time: the four lanes of a row
+// load one each, and the next while these are used. Rows and pieces behind the last are read as the last.
+template <int ROWS> struct Scales {
+    unsigned row, eight_rows, last; // blocks, of which 2^32 are 128 GB of codes
+    ScaleParts next[2 * ROWS];
+    float now[2 * ROWS];
+
+    // n: the warp's first row.
+    __device__ __forceinline__ Scales(const lowbit_cuda_lut4_linear &a, size_t n, int lane) {
+        const unsigned in_row = static_cast<unsigned>(a.k >> a.weight.log2_blocksize);
+        row = static_cast<unsigned>(n + lane / 4) * in_row;
+        eight_rows = 8 * in_row;
+        last = static_cast<unsigned>(a.n) * in_row - 1;
+    }
+    // Of the lane's piece.
+    __device__ __forceinline__ void load(const lowbit_cuda_lut4_weight &w, unsigned piece,
+                                         unsigned end) {
+        if (end == 0) // no columns at all
+            return;
+        const unsigned block = row + (min(piece, end - 1) >> (w.log2_blocksize - LOG2_PIECE));
+#pragma unroll
+        for (int i = 0; i < 2 * ROWS; i++)
+            next[i] = load_scale(w, min(block + i * eight_rows, last));
+    }
+    __device__ __forceinline__ void advance(const lowbit_cuda_lut4_weight &w, const float *nested,
+                                            float offset) {
+#pragma unroll
+        for (int i = 0; i < 2 * ROWS; i++)
+            now[i] = scale_of(w, next[i], nested, offset);
+    }
+    // Those of one of the four pieces.
+    __device__ __forceinline__ void get(int lane, unsigned which, float (&scale)[2 * ROWS]) const {
+#pragma unroll
+        for (int i = 0; i < 2 * ROWS; i++)
+            scale[i] = __shfl_sync(LB_ALL_LANES, now[i], (lane & 28) | (which & 3));
+    }
+};
+
 // ---------------------------------------------------------------------------------------------
-// Few rows of x: the weight streams through once, sixteen of its rows in a block of threads, whose
-// warps share out the columns.
+// Few rows of x: the weight streams through once, a few of its rows in a block of threads, whose warps
+// take four neighbouring pieces, a line of 128 bytes of each row, in turn.
 
-constexpr int DECODE_AHEAD = 4; // pieces of 64 columns that a warp has under way
+constexpr unsigned RUN = 4; // of pieces
 
-template <int TILES, int X_PARTS, int C_PARTS>
-__global__ void __launch_bounds__(LUT4_THREADS, 2) decode_kernel(lowbit_cuda_lut4_linear a) {
-    LB_SHARED(table, Table<C_PARTS>);
-    LB_SHARED(nested, float[256]);
-    LB_SHARED(sums, float[LUT4_WARPS][TILES][32][4]);
-    table.fill(a.weight.codebook, LUT4_THREADS);
-    float offset = 0.0f;
-    if (a.weight.nested_absmax) {
-        nested[threadIdx.x] = a.weight.nested_codebook[threadIdx.x];
-        offset = a.weight.nested_offset[0];
-    }
-    __syncthreads();
+// Of one or two rows of x, each block makes halves for itself.
+constexpr size_t FUSED_HALVES = 16384;
+template <bool fused> struct FusedRows {};
+template <> struct FusedRows<true> {
+    float of_warp[LUT4_WARPS], scale[2];
+    alignas(16) uint16_t halves[FUSED_HALVES]; // last: a launch leaves out what it does not need
+};
+
+template <int ROWS, int TILES, lowbit_float type> struct DecodeShared {
+    static constexpr bool FUSED = ROWS == 1;
+    static constexpr int AHEAD = 2 / ROWS; // runs that a warp has under way: 32 KB in a block
+    Table<c_parts<type>> table;
+    float nested[256];
+    union {
+        uint8_t codes[LUT4_WARPS][AHEAD][RUN][16 * ROWS][PIECE / 2];
+        float sums[LUT4_WARPS][8 * TILES][16 * ROWS + 4]; // afterwards: from different banks too
+    };
+    FusedRows<FUSED> rows;
+};
+
+// That a multiprocessor has registers for.
+template <int TILES, lowbit_float type>
+constexpr int decode_blocks = type == bf16 || (type == f16 && TILES == 1) ? 2 : 1;
+
+template <int ROWS, int TILES, lowbit_float type>
+__global__ void __launch_bounds__(LUT4_THREADS, decode_blocks<TILES, type>)
+    decode_kernel(lowbit_cuda_lut4_linear a) {
+    using Shared = DecodeShared<ROWS, TILES, type>;
+    constexpr int X_PARTS = x_parts<type>, C_PARTS = c_parts<type>;
+    constexpr unsigned STRIDE = LUT4_WARPS * RUN; // of a warp, in pieces
+    LB_DYNAMIC_SHARED(shared, Shared);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const size_t n0 = static_cast<size_t>(blockIdx.x) * 16, n = n0 + lane / 4;
-    constexpr size_t STEP = LUT4_WARPS * LUT4_K;
-    float sum[TILES][4] = {};
-    for (size_t k0 = warp * LUT4_K; k0 < a.k; k0 += DECODE_AHEAD * STEP) {
-        Codes codes[DECODE_AHEAD];
+    const size_t n0 = static_cast<size_t>(blockIdx.x) * 16 * ROWS;
+    const unsigned pieces = static_cast<unsigned>(a.k / PIECE);
+    const unsigned runs = (pieces + STRIDE - 1) / STRIDE; // of every warp, so that none waits alone
+    // Behind the last row and the last piece no byte is read, and zeros come.
+    const uint8_t *const codes_from =
+        a.weight.packed + (n0 + lane / 2) * a.k / 2 + lane % 2 * 16 + warp * RUN * (PIECE / 2);
+    const auto fetch = [&](unsigned run, unsigned i) {
+        const uint8_t *const from =
+            codes_from + (static_cast<size_t>(run) * STRIDE + i) * (PIECE / 2);
 #pragma unroll
-        for (int i = 0; i < DECODE_AHEAD; i++) {
-            const size_t k = k0 + i * STEP;
-            codes[i] = {};
-            if (k < a.k && n < a.n) {
-                const size_t at = n * a.k + k;
-                codes[i].upper = ptx::ldg_nc_v2(a.weight.packed + at / 2 + lane % 4 * 8);
-                codes[i].upper_scale = load_scale(a.weight, at / a.weight.blocksize);
-            }
-            if (k < a.k && n + 8 < a.n) {
-                const size_t at = (n + 8) * a.k + k;
-                codes[i].lower = ptx::ldg_nc_v2(a.weight.packed + at / 2 + lane % 4 * 8);
-                codes[i].lower_scale = load_scale(a.weight, at / a.weight.blocksize);
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < DECODE_AHEAD; i++) {
-            const size_t k = k0 + i * STEP;
-            if (k >= a.k)
-                break;
-            multiply<TILES, X_PARTS, C_PARTS>(
-                table, lane, codes[i].upper, codes[i].lower,
-                scale_of(a.weight, codes[i].upper_scale, nested, offset),
-                scale_of(a.weight, codes[i].lower_scale, nested, offset),
-                [&](int tile, int part, uint32_t (&words)[8]) {
-                    const size_t m = tile * 8 + lane / 4;
-                    uint4 halves[2] = {};
-                    if (m < a.m) {
-                        const uint4 *from = reinterpret_cast<const uint4 *>(
-                            a.rows.halves + (part * a.m + m) * a.k + k + lane % 4 * 16);
-                        halves[0] = from[0], halves[1] = from[1];
-                    }
-                    memcpy(words, halves, sizeof words);
-                },
-                sum);
+        for (int row = 0; row < 16 * ROWS; row += 16)
+            ptx::cp_async16(
+                &shared.codes[warp][run % Shared::AHEAD][i][row + lane / 2][lane % 2 * 16],
+                from + row / 2 * a.k,
+                run * STRIDE + warp * RUN + i < pieces && n0 + row + lane / 2 < a.n ? 16 : 0);
+        ptx::cp_async_commit();
+    };
+    // The weight is under way before anything else is asked for.
+    for (unsigned i = 0; i < Shared::AHEAD * RUN; i++)
+        fetch(i / RUN, i % RUN);
+    Scales<ROWS> scales(a, n0, lane);
+    scales.load(a.weight, warp * RUN + lane % 4, pieces);
+    const float offset = load_nested(a.weight, shared.nested, LUT4_THREADS);
+    const float unit = shared.table.fill(a.weight.codebook, LUT4_THREADS);
+    lowbit_cuda_lut4_rows rows = a.rows;
+    if constexpr (Shared::FUSED) {
+        rows = {shared.rows.halves, shared.rows.scale};
+        for (size_t m = 0; m < a.m; m++) {
+            __syncthreads();
+            const float scale =
+                prepare_row<type>(static_cast<const lb_bits<type> *>(a.x) + m * a.x_stride, m, a.k,
+                                  rows.halves + m * a.k, a.m * a.k, shared.rows.of_warp);
+            if (threadIdx.x == 0)
+                rows.scale[m] = scale;
         }
     }
-    for (int tile = 0; tile < TILES; tile++)
-        for (int i = 0; i < 4; i++)
-            sums[warp][tile][lane][i] = sum[tile][i];
     __syncthreads();
-    const float unit = codebook_unit(a.weight.codebook);
-    for (int e = threadIdx.x; e < TILES * 8 * 16; e += LUT4_THREADS) {
-        const int row = e % 16, token = e / 16;
-        if (n0 + row >= a.n || static_cast<size_t>(token) >= a.m)
+    const uint16_t *x_from[TILES][2]; // of rows behind the last that one
+    for (int tile = 0; tile < TILES; tile++)
+        for (int half = 0; half < 2; half++) {
+            const size_t m = min(static_cast<size_t>(tile * 8 + lane / 4), a.m - 1);
+            x_from[tile][half] =
+                rows.halves + m * a.k + place_of(m, lane % 4, half) + warp * RUN * PIECE;
+        }
+
+    uint32_t x[2][TILES][X_PARTS][8]; // of a piece, and of the next, asked for before it is needed
+    const auto load_piece = [&](unsigned piece, unsigned at, uint32_t (&words)[TILES][X_PARTS][8]) {
+        if (piece < pieces)
+#pragma unroll
+            for (int tile = 0; tile < TILES; tile++)
+#pragma unroll
+                for (int part = 0; part < X_PARTS; part++)
+#pragma unroll
+                    for (int half = 0; half < 2; half++)
+                        load_x(x_from[tile][half] + part * a.m * a.k + at * PIECE,
+                               words[tile][part], half);
+    };
+    load_piece(warp * RUN, 0, x[0]);
+
+    float sum[ROWS][TILES][4] = {};
+    for (unsigned run = 0; run < runs; run++) {
+        const unsigned first = run * STRIDE + warp * RUN;
+        scales.advance(a.weight, shared.nested, offset);
+        scales.load(a.weight, first + STRIDE + lane % 4, pieces);
+#pragma unroll
+        for (unsigned i = 0; i < RUN; i++) {
+            const unsigned next = i + 1 < RUN ? i + 1 : STRIDE;
+            load_piece(first + next, next, x[next % 2]);
+            ptx::cp_async_wait<Shared::AHEAD * RUN - 1>();
+            __syncwarp();
+            uint2 codes[2 * ROWS];
+#pragma unroll
+            for (int row = 0; row < 2 * ROWS; row++)
+                codes[row] = *reinterpret_cast<const uint2 *>(
+                    &shared.codes[warp][run % Shared::AHEAD][i][8 * row + lane / 4][lane % 4 * 8]);
+            __syncwarp();
+            fetch(run + Shared::AHEAD, i);
+            float scale[2 * ROWS];
+            scales.get(lane, i, scale);
+            if (first + i < pieces)
+#pragma unroll
+                for (int row = 0; row < ROWS; row++) {
+                    Piece<C_PARTS> w;
+                    w.look_up(shared.table, lane, codes[2 * row], codes[2 * row + 1]);
+#pragma unroll
+                    for (int tile = 0; tile < TILES; tile++)
+                        w.multiply(x[i % 2][tile], scale[2 * row], scale[2 * row + 1],
+                                   sum[row][tile]);
+                }
+        }
+        for (int tile = 0; tile < TILES; tile++)
+            for (int half = 0; half < 2; half++)
+                x_from[tile][half] += STRIDE * PIECE;
+    }
+    ptx::cp_async_wait<0>();
+    __syncthreads(); // nothing is under way to the codes, and nobody reads them
+    for (int row = 0; row < ROWS; row++)
+        for (int tile = 0; tile < TILES; tile++)
+            for (int i = 0; i < 4; i++)
+                shared
+                    .sums[warp][8 * tile + lane % 4 * 2 + i % 2][16 * row + i / 2 * 8 + lane / 4] =
+                    sum[row][tile][i];
+    __syncthreads();
+    for (int e = threadIdx.x; e < 8 * TILES * 16 * ROWS; e += LUT4_THREADS) {
+        const int row = e % (16 * ROWS), m = e / (16 * ROWS);
+        if (n0 + row >= a.n || static_cast<size_t>(m) >= a.m)
             continue;
         float total = 0.0f;
         for (int w = 0; w < LUT4_WARPS; w++)
-            total = __fadd_rn(
-                total, sums[w][token / 8][row % 8 * 4 + token % 8 / 2][row / 8 * 2 + token % 2]);
-        store_sum(a, token, n0 + row, total, unit);
+            total = __fadd_rn(total, shared.sums[w][m][row]);
+        store_sum(a, m, n0 + row, total, rows.scale[m], unit);
     }
 }
 
 // ---------------------------------------------------------------------------------------------
-// More rows of x: tiles of 64 x 64 of y, x and the weight by way of shared memory. So few tiles leave
-// most of a GPU idle; K is split among blocks then, whose sums are added in a fixed order.
+// More rows of x: tiles of y, x and the weight by way of shared memory. So few tiles leave most of a GPU
+// idle; K is split among blocks then, whose sums are added in a fixed order.
 
-constexpr int TILE_M = 64, TILE_N = 64, TILE_THREADS = 128;
+constexpr int TILE_WARPS = 4, TILE_THREADS = 32 * TILE_WARPS, TILE_ROWS = 2;
+constexpr int TILE_N = 16 * TILE_ROWS * TILE_WARPS;
 
-template <int X_PARTS> struct TileStage {
-    uint16_t x[X_PARTS][TILE_M][LUT4_K];
-    uint8_t weight[TILE_N][LUT4_K / 2];
+template <int TILES, lowbit_float type> struct TileStage {
+    uint16_t x[x_parts<type>][8 * TILES][PIECE];
+    uint8_t weight[TILE_N][PIECE / 2];
 };
-template <int X_PARTS, int C_PARTS> struct TileShared {
-    static constexpr int STAGES = X_PARTS == 1 ? 4 : 3; // in 99 KB, which every GPU has
-    TileStage<X_PARTS> stage[STAGES];
-    Table<C_PARTS> table;
+template <int TILES, lowbit_float type> struct TileShared {
+    static constexpr int STAGES = 3; // at most 82 KB with the table: every GPU has 99
+    union {
+        TileStage<TILES, type> stage[STAGES];
+        float sums[8 * TILES][TILE_N + 4]; // afterwards; lanes write them to 32 different banks
+    };
+    Table<c_parts<type>> table;
     float nested[256];
 };
 
-// The eight 16-byte pieces of a row of x, and the four 8-byte pieces of a row of the weight, are
-// permuted by the row's number: rows that are read at once come from different banks.
-__device__ __forceinline__ int x_piece(int row, int piece) {
-    return (piece ^ (row & 1)) * 8;
-}
-
-template <int X_PARTS, int C_PARTS>
-__global__ void __launch_bounds__(TILE_THREADS, 2) tiles_kernel(lowbit_cuda_lut4_linear a) {
-    using Shared = TileShared<X_PARTS, C_PARTS>;
+template <int TILES, lowbit_float type>
+__global__ void __launch_bounds__(TILE_THREADS, c_parts<type> == 1 ? 3 : 2)
+    tiles_kernel(lowbit_cuda_lut4_linear a) {
+    using Shared = TileShared<TILES, type>;
+    constexpr int X_PARTS = x_parts<type>, C_PARTS = c_parts<type>;
+    constexpr int TILE_M = 8 * TILES;
     LB_DYNAMIC_SHARED(shared, Shared);
-    shared.table.fill(a.weight.codebook, TILE_THREADS);
-    float offset = 0.0f;
-    if (a.weight.nested_absmax) {
-        for (int i = threadIdx.x; i < 256; i += TILE_THREADS)
-            shared.nested[i] = a.weight.nested_codebook[i];
-        offset = a.weight.nested_offset[0];
-    }
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const size_t n0 = static_cast<size_t>(blockIdx.x) * TILE_N,
                  m0 = static_cast<size_t>(blockIdx.y) * TILE_M;
-    const size_t steps = a.k / LUT4_K, begin = steps * blockIdx.z / a.splits,
-                 end = steps * (blockIdx.z + 1) / a.splits;
-    const auto fetch = [&](size_t step) {
-        if (step < end) {
-            auto &stage = shared.stage[step % Shared::STAGES];
-            const size_t k = step * LUT4_K;
-            for (int i = threadIdx.x; i < X_PARTS * TILE_M * 8; i += TILE_THREADS) {
-                const int part = i / (TILE_M * 8), row = i / 8 % TILE_M, piece = i % 8;
-                const bool there = m0 + row < a.m;
-                const size_t m = there ? m0 + row : 0;
-                ptx::cp_async16(&stage.x[part][row][x_piece(row, piece)],
-                                a.rows.halves + (part * a.m + m) * a.k + k + piece * 8,
-                                there ? 16 : 0);
-            }
-            for (int i = threadIdx.x; i < TILE_N * 2; i += TILE_THREADS) {
-                const int row = i / 2, piece = i % 2;
-                const bool there = n0 + row < a.n;
-                const size_t n = there ? n0 + row : 0;
-                ptx::cp_async16(&stage.weight[row][piece * 16],
-                                a.weight.packed + (n * a.k + k) / 2 + piece * 16, there ? 16 : 0);
-            }
+    const size_t pieces = a.k / PIECE;
+    const unsigned begin = static_cast<unsigned>(pieces * blockIdx.z / a.splits),
+                   end = static_cast<unsigned>(pieces * (blockIdx.z + 1) / a.splits);
+    // Behind the last row no byte is read, and zeros come.
+    constexpr int X_ROWS = TILE_THREADS / 8, W_ROWS = TILE_THREADS / 2; // at once
+    const int x_row = threadIdx.x / 8, x_at = threadIdx.x % 8 * 8;
+    const int w_row = threadIdx.x / 2, w_at = threadIdx.x % 2 * 16;
+    const uint16_t *const x_from = a.rows.halves + (m0 + x_row) * a.k + x_at;
+    const uint8_t *const w_from = a.weight.packed + (n0 + w_row) * a.k / 2 + w_at;
+    const auto fetch = [&](unsigned piece) {
+        if (piece < end) {
+            auto &stage = shared.stage[piece % Shared::STAGES];
+#pragma unroll
+            for (int i = 0; i < TILE_N; i += W_ROWS)
+                ptx::cp_async16(&stage.weight[w_row + i][w_at],
+                                w_from + i / 2 * a.k + static_cast<size_t>(piece) * (PIECE / 2),
+                                n0 + w_row + i < a.n ? 16 : 0);
+#pragma unroll
+            for (int part = 0; part < X_PARTS; part++)
+#pragma unroll
+                for (int i = 0; i < TILE_M; i += X_ROWS)
+                    ptx::cp_async16(&stage.x[part][x_row + i][x_at],
+                                    x_from + (part * a.m + i) * a.k +
+                                        static_cast<size_t>(piece) * PIECE,
+                                    m0 + x_row + i < a.m ? 16 : 0);
         }
         ptx::cp_async_commit(); // also an empty group: they are counted
     };
     for (int i = 0; i < Shared::STAGES - 1; i++)
         fetch(begin + i);
+    const int row = warp * 16 * TILE_ROWS + lane / 4; // the first of the lane's, in the tile
+    Scales<TILE_ROWS> scales(a, n0 + warp * 16 * TILE_ROWS, lane);
+    scales.load(a.weight, begin + lane % 4, end);
+    const float offset = load_nested(a.weight, shared.nested, TILE_THREADS);
+    const float unit = shared.table.fill(a.weight.codebook, TILE_THREADS);
 
-    const int row = warp * 16 + lane / 4; // of the tile, and row + 8
-    const auto scale = [&](size_t step, int r) -> ScaleParts {
-        if (step >= end || n0 + r >= a.n)
-            return {};
-        return load_scale(a.weight, ((n0 + r) * a.k + step * LUT4_K) / a.weight.blocksize);
-    };
-    float sum[TILE_M / 8][4] = {};
-    ScaleParts upper = scale(begin, row), lower = scale(begin, row + 8);
-    for (size_t step = begin; step < end; step++) {
+    float sum[TILE_ROWS][TILES][4] = {};
+    for (unsigned piece = begin; piece < end; piece++) {
         ptx::cp_async_wait<Shared::STAGES - 2>();
-        __syncthreads(); // this step is there, and the stage before it is no longer read
-        fetch(step + Shared::STAGES - 1);
-        const ScaleParts now_upper = upper, now_lower = lower;
-        upper = scale(step + 1, row), lower = scale(step + 1, row + 8);
-        const auto &stage = shared.stage[step % Shared::STAGES];
-        multiply<TILE_M / 8, X_PARTS, C_PARTS>(
-            shared.table, lane, *reinterpret_cast<const uint2 *>(&stage.weight[row][lane % 4 * 8]),
-            *reinterpret_cast<const uint2 *>(&stage.weight[row + 8][lane % 4 * 8]),
-            scale_of(a.weight, now_upper, shared.nested, offset),
-            scale_of(a.weight, now_lower, shared.nested, offset),
-            [&](int tile, int part, uint32_t (&words)[8]) {
-                const int m = tile * 8 + lane / 4;
-                for (int half = 0; half < 2; half++) {
-                    const uint4 halves = *reinterpret_cast<const uint4 *>(
-                        &stage.x[part][m][x_piece(m, lane % 4 * 2 + half)]);
-                    memcpy(words + 4 * half, &halves, sizeof halves);
-                }
-            },
-            sum);
-    }
-    const float unit = codebook_unit(a.weight.codebook);
-#pragma unroll
-    for (int tile = 0; tile < TILE_M / 8; tile++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const size_t m = m0 + tile * 8 + lane % 4 * 2 + i % 2, n = n0 + row + i / 2 * 8;
-            if (m >= a.m || n >= a.n)
-                continue;
-            if (a.splits == 1)
-                store_sum(a, m, n, sum[tile][i], unit);
-            else
-                a.partial[(blockIdx.z * a.m + m) * a.n + n] = sum[tile][i];
+        __syncthreads(); // this piece is there, and the stage of the one before is no longer read
+        fetch(piece + Shared::STAGES - 1);
+        const unsigned turn = piece - begin;
+        if (turn % 4 == 0) {
+            scales.advance(a.weight, shared.nested, offset);
+            scales.load(a.weight, piece + 4 + lane % 4, end);
         }
+        float scale[2 * TILE_ROWS];
+        scales.get(lane, turn, scale);
+        const auto &stage = shared.stage[piece % Shared::STAGES];
+        uint2 codes[2 * TILE_ROWS];
+#pragma unroll
+        for (int i = 0; i < 2 * TILE_ROWS; i++)
+            codes[i] = *reinterpret_cast<const uint2 *>(&stage.weight[row + 8 * i][lane % 4 * 8]);
+        Piece<C_PARTS> w[TILE_ROWS];
+#pragma unroll
+        for (int r = 0; r < TILE_ROWS; r++)
+            w[r].look_up(shared.table, lane, codes[2 * r], codes[2 * r + 1]);
+#pragma unroll
+        for (int tile = 0; tile < TILES; tile++) {
+            const int m = tile * 8 + lane / 4;
+            uint32_t x[X_PARTS][8];
+#pragma unroll
+            for (int part = 0; part < X_PARTS; part++)
+#pragma unroll
+                for (int half = 0; half < 2; half++)
+                    load_x(&stage.x[part][m][place_of(m, lane % 4, half)], x[part], half);
+#pragma unroll
+            for (int r = 0; r < TILE_ROWS; r++)
+                w[r].multiply(x, scale[2 * r], scale[2 * r + 1], sum[r][tile]);
+        }
+    }
+    __syncthreads(); // nothing is under way to the stages, and nobody reads them
+#pragma unroll
+    for (int r = 0; r < TILE_ROWS; r++)
+#pragma unroll
+        for (int tile = 0; tile < TILES; tile++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                shared.sums[tile * 8 + lane % 4 * 2 + i % 2][row + 16 * r + i / 2 * 8] =
+                    sum[r][tile][i];
+    __syncthreads();
+    static_assert(TILE_N == TILE_THREADS, "a column of y for each thread");
+    const size_t n = n0 + threadIdx.x;
+    for (size_t m = m0; m < m0 + TILE_M && m < a.m && n < a.n; m++) {
+        const float total = shared.sums[m - m0][threadIdx.x];
+        if (a.splits == 1)
+            store_sum(a, m, n, total, a.rows.scale[m], unit);
+        else
+            a.partial[(blockIdx.z * a.m + m) * a.n + n] = total;
+    }
 }
 
+// A block adds up columns of one row of y.
 __global__ void __launch_bounds__(LUT4_THREADS) add_splits_kernel(lowbit_cuda_lut4_linear a) {
-    const size_t count = a.m * a.n;
-    const float unit = codebook_unit(a.weight.codebook);
-    for (size_t i = static_cast<size_t>(blockIdx.x) * LUT4_THREADS + threadIdx.x; i < count;
-         i += static_cast<size_t>(gridDim.x) * LUT4_THREADS) {
-        float sum = a.partial[i];
-        for (int split = 1; split < a.splits; split++)
-            sum = __fadd_rn(sum, a.partial[split * count + i]);
-        store_sum(a, i / a.n, i % a.n, sum, unit);
-    }
+    const size_t m = blockIdx.y, n = static_cast<size_t>(blockIdx.x) * LUT4_THREADS + threadIdx.x;
+    if (n >= a.n)
+        return;
+    float sum = a.partial[m * a.n + n];
+    for (int split = 1; split < a.splits; split++)
+        sum = __fadd_rn(sum, a.partial[(split * a.m + m) * a.n + n]);
+    store_sum(a, m, n, sum, a.rows.scale[m], codebook_unit(a.weight.codebook));
 }
 
 } // namespace

@@ -31,7 +31,7 @@ typedef struct lowbit_lut4_linear_args {
 
 // workspace: at least lowbit_lut4_linear_workspace_size(M, N, K, executor's max_tasks or 1) bytes,
 // aligned to 64. It grows with min(M, 1024) * K, with N and with the number of tasks, never with N * K.
-// On a GPU max_tasks is 0 in that call, and it grows with min(M, 8192) * (K + N). There K is a multiple
+// On a GPU max_tasks is 0 in that call, and it grows with min(M, 1024) * (K + N). There K is a multiple
 // of 64 and of the blocksize, which is at least 64, and packed is aligned to 16 bytes; other weights
 // are LOWBIT_UNSUPPORTED. A row of x with an infinity may become NaN there.
 LOWBIT_API lowbit_status lowbit_lut4_linear(const lowbit_lut4_linear_args *args,
@@ -40,9 +40,11 @@ LOWBIT_API lowbit_status lowbit_lut4_linear(const lowbit_lut4_linear_args *args,
 
 LOWBIT_API size_t lowbit_lut4_linear_workspace_size(size_t m, size_t n, size_t k, size_t max_tasks);
 
-// In a build with CUDA: whether a GPU multiplies M rows of x with such a weight by lowbit_lut4_linear. For
-// more rows it is faster to dequantize the weight once and leave the product to another library.
-LOWBIT_API bool lowbit_lut4_linear_cuda_takes(const lowbit_lut4_weight *weight, size_t m, size_t k);
+// In a build with CUDA: whether a GPU multiplies x with such a weight by lowbit_lut4_linear. Otherwise, as
+// for many rows in 16 bits, it is faster to dequantize the weight once and leave the product to another
+// library.
+LOWBIT_API bool lowbit_lut4_linear_cuda_takes(const lowbit_lut4_weight *weight,
+                                              const lowbit_tensor *x);
 
 // The micro-kernel that a call with these sizes runs, for reports: "bf16_8x16__avx512bf16", of the lut4
 // family for few rows, of the dense family for more.

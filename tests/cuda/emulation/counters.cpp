@@ -17,7 +17,9 @@ struct Lane {
     uint32_t size;
 };
 
-std::map<Site, Traffic> counted;
+// A cp.async reads one space and writes the other.
+using Place = std::pair<Site, Space>;
+std::map<Place, Traffic> counted;
 
 void count_sectors(const std::vector<Lane> &lanes, Traffic &traffic) {
     std::set<uint64_t> sectors, bytes;
@@ -52,23 +54,22 @@ void count_banks(const std::vector<Lane> &lanes, Traffic &traffic) {
 void count_accesses(unsigned warp) {
     if (!settings.count)
         return;
-    std::map<std::pair<Site, unsigned>, std::vector<Lane>> together;
-    std::map<Site, bool> shared;
+    std::map<std::pair<Place, unsigned>, std::vector<Lane>> together;
     for (unsigned lane = 0; lane < 32 && warp * 32 + lane < block.threads.size(); lane++) {
         Thread &thread = block.threads[warp * 32 + lane];
-        std::map<Site, unsigned> times;
+        std::map<Place, unsigned> times;
         for (const Logged &l : thread.log) {
-            together[{l.site, times[l.site]++}].push_back({lane, l.address, l.size});
-            shared[l.site] = l.shared;
+            const Place place(l.site, l.shared ? Space::shared : Space::global);
+            together[{place, times[place]++}].push_back({lane, l.address, l.size});
         }
         thread.log.clear();
     }
     for (const auto &[key, lanes] : together) {
         Traffic &traffic = counted[key.first];
-        traffic.site = key.first;
-        traffic.space = shared[key.first] ? Space::shared : Space::global;
+        traffic.site = key.first.first;
+        traffic.space = key.first.second;
         traffic.accesses++;
-        (shared[key.first] ? count_banks : count_sectors)(lanes, traffic);
+        (traffic.space == Space::shared ? count_banks : count_sectors)(lanes, traffic);
     }
 }
 
@@ -78,14 +79,14 @@ void clear_counters() {
 
 std::vector<Traffic> traffic() {
     std::vector<Traffic> all;
-    for (const auto &[site, traffic] : counted)
+    for (const auto &[place, traffic] : counted)
         all.push_back(traffic);
     return all;
 }
 
 Traffic total(Space space) {
     Traffic sum = {space, nullptr};
-    for (const auto &[site, t] : counted)
+    for (const auto &[place, t] : counted)
         if (t.space == space) {
             sum.accesses += t.accesses;
             sum.units += t.units;
@@ -96,7 +97,7 @@ Traffic total(Space space) {
 
 Traffic worst(Space space) {
     Traffic worst = {space, nullptr};
-    for (const auto &[site, t] : counted)
+    for (const auto &[place, t] : counted)
         if (t.space == space && t.ratio() >= worst.ratio())
             worst = t;
     return worst;

@@ -124,6 +124,13 @@ LB_EMULATED int __all_sync(unsigned mask, int vote, int line = __builtin_LINE())
     return __ballot_sync(mask, !vote, line) == 0;
 }
 
+// mask: all lanes, or a power of two of them from a multiple of it on.
+LB_EMULATED unsigned __reduce_max_sync(unsigned mask, unsigned value, int line = __builtin_LINE()) {
+    for (int lanes = __builtin_popcount(mask) / 2; lanes; lanes /= 2)
+        value = std::max(value, __shfl_xor_sync(mask, value, lanes, LB_WARP, line));
+    return value;
+}
+
 // ---- Atomics ------------------------------------------------------------------------------------
 
 #define LB_ATOMIC(name, expression)                                                                \
@@ -188,6 +195,13 @@ LB_EMULATED int __float2int_rn(float a) {
     if (a >= 0x1p31f)
         return INT32_MAX;
     return a <= -0x1p31f ? INT32_MIN : (int)std::nearbyintf(a);
+}
+LB_EMULATED unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+    const uint64_t bytes = (uint64_t)high << 32 | low;
+    unsigned result = 0;
+    for (int i = 0; i < 4; i++)
+        result |= (unsigned)(bytes >> (selector >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+    return result;
 }
 LB_EMULATED int __popc(unsigned x) {
     return __builtin_popcount(x);

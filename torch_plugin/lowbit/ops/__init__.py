@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Shapes and gradients of torch.ops.lowbit.*, for torch.compile, torch.export and autograd.
 
-Each operator's CPU code is in the compiled library, its meaning in ops/include/lowbit/<operator>.h.
+Each operator's code is in the compiled library, its meaning in ops/include/lowbit/<operator>.h.
 Here stand its fake kernel, which repeats every check that needs no data, and its gradient.
 """
 

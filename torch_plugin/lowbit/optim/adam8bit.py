@@ -43,9 +43,10 @@ class Adam8bit(torch.optim.Optimizer):
         params: parameters, named parameters, or dicts of groups, which may override every other
             argument, and hold "bits": 32 to keep the group's state in float32 (for embeddings).
         lr: a number, or a tensor of one element that may change between steps.
-        betas, eps, weight_decay, maximize: as in torch.optim.Adam; betas are numbers.
-        capturable: says that steps will be captured in a graph. State, step and a tensor lr live on
-            the parameters' device and are never read by the host in either case.
+        betas, eps, maximize: as in torch.optim.Adam; betas are numbers.
+        weight_decay: 0 unless given, and 1e-2 in AdamW8bit, as in torch.optim.
+        capturable: as torch's has it. Steps can be captured in a graph in either case: state, step
+            and a tensor lr live on the parameters' device and are never read by the host.
         master_weights: keep a float32 master of each float16 or bfloat16 parameter in its state; it
             is updated instead, and rounded into the parameter in the same pass.
         blocksize: elements that share a scale, a power of two from 32 to 4096.
@@ -76,6 +77,7 @@ class Adam8bit(torch.optim.Optimizer):
     """
 
     _decoupled = False
+    _weight_decay = 0.0  # unless given
     _step_supports_amp_scaling = True  # GradScaler then sets grad_scale and found_inf
 
     def __init__(
@@ -84,7 +86,7 @@ class Adam8bit(torch.optim.Optimizer):
         lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
-        weight_decay: float = 0.0,
+        weight_decay: float | None = None,
         *,
         maximize: bool = False,
         capturable: bool = False,
@@ -96,7 +98,7 @@ class Adam8bit(torch.optim.Optimizer):
             "lr": lr,
             "betas": betas,
             "eps": eps,
-            "weight_decay": weight_decay,
+            "weight_decay": self._weight_decay if weight_decay is None else weight_decay,
             "maximize": maximize,
             "capturable": capturable,
             "master_weights": master_weights,
@@ -377,37 +379,11 @@ class AdamW8bit(Adam8bit):
     """Adam8bit with decoupled weight decay (AdamW, arXiv:1711.05101), like torch.optim.AdamW:
     the decay is not part of g, instead p is multiplied by 1 - lr * weight_decay first.
 
-    Arguments, state and errors as in Adam8bit; weight_decay is 1e-2 unless given.
+    Arguments, state and errors as in Adam8bit.
     """
 
     _decoupled = True
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
-        *,
-        maximize: bool = False,
-        capturable: bool = False,
-        master_weights: bool = False,
-        blocksize: int = 256,
-        min_8bit_size: int = 4096,
-    ) -> None:
-        super().__init__(
-            params,
-            lr,
-            betas,
-            eps,
-            weight_decay,
-            maximize=maximize,
-            capturable=capturable,
-            master_weights=master_weights,
-            blocksize=blocksize,
-            min_8bit_size=min_8bit_size,
-        )
+    _weight_decay = 1e-2
 
 
 @functools.cache
