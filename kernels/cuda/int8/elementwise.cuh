@@ -104,23 +104,26 @@ __global__ void __launch_bounds__(THREADS, 1024 / THREADS)
     }
 }
 
-// A thread turns eight codes of a row into numbers; a block of threads takes a piece of a row.
+// A thread turns eight codes of a row into numbers. Blocks go through rows along y, and share out a row
+// along x: so nothing is divided.
 template <lowbit_float type>
 __global__ void __launch_bounds__(ROW_THREADS)
     dequantize_kernel(const int8_t *q, size_t m, size_t k, size_t q_stride, lowbit_float scale_type,
                       const void *absmax, const void *offset, lb_bits<type> *y, size_t y_stride) {
-    const size_t pieces = (k + 8 * ROW_THREADS - 1) / (8 * ROW_THREADS);
-    for (size_t piece = blockIdx.x; piece < m * pieces; piece += gridDim.x) {
-        const size_t row = piece / pieces, i = (piece % pieces * ROW_THREADS + threadIdx.x) * 8;
-        if (i >= k)
-            continue;
+    const size_t i = (static_cast<size_t>(blockIdx.x) * ROW_THREADS + threadIdx.x) * 8;
+    if (i >= k)
+        return;
+    for (size_t row = blockIdx.y; row < m; row += gridDim.y) {
+        const int8_t *from = q + row * q_stride + i;
+        const bool whole = i + 8 <= k && lb_aligned(from, 8);
+        uint2 codes = {}; // on their way together with the scale
+        if (whole)
+            codes = *reinterpret_cast<const uint2 *>(from);
         const Scale scale = {__fdiv_rn(lb_load_any(scale_type, absmax, row), 127.0f),
                              offset ? lb_load_any(scale_type, offset, row) : 0.0f,
                              offset != nullptr};
-        const int8_t *from = q + row * q_stride + i;
         float values[8];
-        if (i + 8 <= k && lb_aligned(from, 8)) {
-            const uint2 codes = *reinterpret_cast<const uint2 *>(from);
+        if (whole) {
             for (int j = 0; j < 8; j++)
                 values[j] =
                     scale.weight(static_cast<int8_t>((j < 4 ? codes.x : codes.y) >> (j % 4 * 8)));

@@ -207,9 +207,11 @@ extern "C" int lowbit_int8_dequantize_launch(const int8_t *q, size_t m, size_t k
     const auto stream = static_cast<cudaStream_t>(queue);
     return lb_with_type(y_type, [&](auto constant) {
         constexpr lowbit_float type = decltype(constant)::value;
-        const size_t pieces = m * ((k + 8 * ROW_THREADS - 1) / (8 * ROW_THREADS));
-        return lb_launch(dequantize_kernel<type>, grid_for(pieces), dim3(ROW_THREADS), 0, stream, q,
-                         m, k, q_stride, scale_type, absmax, offset,
-                         static_cast<lb_bits<type> *>(y), y_stride);
+        const size_t pieces = (k + 8 * ROW_THREADS - 1) / (8 * ROW_THREADS);
+        const size_t rows = std::min(m, std::max<size_t>(MOST_BLOCKS / pieces, 1));
+        const dim3 grid(static_cast<unsigned>(pieces), static_cast<unsigned>(rows));
+        return lb_launch(dequantize_kernel<type>, grid, dim3(ROW_THREADS), 0, stream, q, m, k,
+                         q_stride, scale_type, absmax, offset, static_cast<lb_bits<type> *>(y),
+                         y_stride);
     });
 }
