@@ -34,7 +34,7 @@ SMALL = {
     "vocabulary": 512,
     "hidden": 128,
     "layers": 2,
-    "steps": 150,
+    "steps": 100,
     "windows": 64,
     "evaluations": 3,
 }

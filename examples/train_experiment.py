@@ -31,7 +31,7 @@ class Settings(pretraining.Settings):
     weight_decay: float = 0.1
 
 
-QUICK = Settings(**pretraining.SMALL | {"steps": 100, "evaluations": 4})
+QUICK = Settings(**pretraining.SMALL | {"steps": 60, "evaluations": 4})
 
 
 def in_bfloat16(model: nn.Module) -> None:

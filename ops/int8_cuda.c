@@ -23,20 +23,20 @@ static size_t plan(lowbit_cuda_int8_linear *c, size_t m, size_t n, size_t k, voi
     lowbit_cuda_int8_rows *rows = &c->rows;
     m = m < BLOCK_M ? m : BLOCK_M;
     rows->stride = lowbit_round_up(k, LOWBIT_CUDA_ROW_ALIGN);
-    rows->chunks = (k + LOWBIT_CUDA_CHUNK - 1) / LOWBIT_CUDA_CHUNK;
-    const size_t words = 32 * rows->chunks;
+    const size_t words = rows->stride / 32;
     rows->q = lowbit_take(&arena, m * rows->stride);
-    rows->largest = lowbit_take(&arena, m * sizeof *rows->largest);
-    rows->sum = lowbit_take(&arena, m * sizeof *rows->sum);
+    rows->of_row = lowbit_take(&arena, m * sizeof *rows->of_row);
     rows->mask = lowbit_take(&arena, m * words * sizeof *rows->mask);
-    rows->summary = lowbit_take(&arena, m * rows->chunks * sizeof *rows->summary);
-    if (m > DECODE_ROWS) {
+    rows->list = lowbit_take(&arena, m * LOWBIT_CUDA_LISTED * sizeof *rows->list);
+    const size_t sums = m > DECODE_ROWS ? lowbit_int8_linear_gemm_sums(m, n, k) : 0;
+    c->sums = sums ? lowbit_take(&arena, sums) : NULL;
+    if (m > LOWBIT_CUDA_LOCAL_M || (m > DECODE_ROWS && k > LOWBIT_CUDA_LOCAL_K)) {
         lowbit_cuda_int8_panel *panel = &c->panel;
         panel->columns = lowbit_take(&arena, words * sizeof *panel->columns);
-        panel->first = lowbit_take(&arena, words * sizeof *panel->first);
-        panel->capacity = n ? LOWBIT_CUDA_PANEL_BYTES / n : 0;
+        panel->stride = lowbit_round_up(n, 4);
+        panel->capacity = 1 + (n ? LOWBIT_CUDA_PANEL_BYTES / panel->stride : 0);
         panel->capacity = panel->capacity < k ? panel->capacity : k;
-        panel->values = lowbit_take(&arena, panel->capacity * n);
+        panel->values = lowbit_take(&arena, panel->capacity * panel->stride);
     }
     return arena.used;
 }

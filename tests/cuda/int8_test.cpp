@@ -15,31 +15,32 @@ float limit(float threshold) {
     return threshold == 0 ? INFINITY : threshold;
 }
 
-// y as the device makes it; gaps keep what is in y.
+// Expects what the device makes of d; gaps keep what is in y.
+void run_linear(const LinearCase &c, LinearData &d, size_t weight_shift = 0) {
+    d.y.clear();
+    const DeviceTensor x(d.x), weight(d.weight, weight_shift), absmax(d.absmax), offset(d.offset),
+        bias(d.bias), y(d.y);
+    const size_t size = lowbit_int8_linear_cuda_workspace_size(c.m, c.n, c.k);
+    const Device<uint8_t> workspace(size + !size);
+    const lowbit_int8_linear_args args = {x,
+                                          weight,
+                                          absmax,
+                                          c.offset ? (const lowbit_tensor *)offset : nullptr,
+                                          c.bias ? (const lowbit_tensor *)bias : nullptr,
+                                          0,
+                                          y};
+    ASSERT_EQ(
+        lowbit_int8_linear_cuda(op, &args, limit(c.threshold), nullptr, workspace.data(), size),
+        LOWBIT_OK)
+        << lowbit_last_error();
+    y.get(d.y);
+    EXPECT_TRUE(same_bits(d.expected, d.y));
+}
+
 void check_linear(const LinearCase &c, Random &random, size_t weight_shift = 0) {
     SCOPED_TRACE(c.text());
     LinearData d(c, random);
-    const DeviceTensor x(d.x), weight(d.weight, weight_shift), absmax(d.absmax), offset(d.offset),
-        bias(d.bias);
-    const size_t size = lowbit_int8_linear_cuda_workspace_size(c.m, c.n, c.k);
-    in_every_order([&] {
-        d.y.clear();
-        const DeviceTensor y(d.y);
-        const Device<uint8_t> workspace(size + !size);
-        const lowbit_int8_linear_args args = {x,
-                                              weight,
-                                              absmax,
-                                              c.offset ? (const lowbit_tensor *)offset : nullptr,
-                                              c.bias ? (const lowbit_tensor *)bias : nullptr,
-                                              0,
-                                              y};
-        ASSERT_EQ(
-            lowbit_int8_linear_cuda(op, &args, limit(c.threshold), nullptr, workspace.data(), size),
-            LOWBIT_OK)
-            << lowbit_last_error();
-        y.get(d.y);
-        EXPECT_TRUE(same_bits(d.expected, d.y));
-    });
+    in_every_order([&] { run_linear(c, d, weight_shift); });
 }
 
 // Every number of rows that a kernel for few takes, and more around where tiles end.
@@ -57,13 +58,16 @@ TEST(CudaInt8Linear, Samples) {
         }
 }
 
-// Rows of several chunks of 1024, and of more than a block of threads reads at once.
+// Rows of several chunks of 1024, of more than a block of threads keeps, and with more columns than a
+// tile marks by itself.
 TEST(CudaInt8Linear, LongRows) {
     Random random(401);
     for (size_t m : {1, 5, 20})
-        for (size_t k : {1024, 1025, 2048, 4112, 6000})
+        for (size_t k : {1024, 1025, 2048, 4112, 9000})
             if (!HasFailure())
                 check_linear(LinearCase::random(random, m, 1 + random.below(20), k), random);
+    check_linear(LinearCase::random(random, 17, 5, 33000), random);
+    check_linear(LinearCase::random(random, 140, 3, 3100), random);
 }
 
 TEST(CudaInt8Linear, NothingToSum) {
@@ -73,6 +77,32 @@ TEST(CudaInt8Linear, NothingToSum) {
             for (size_t k : {0, 1})
                 if (!HasFailure())
                     check_linear(LinearCase::random(random, m, n, k), random);
+}
+
+// Of aligned tensors every sector is used and every bank too, but for what few threads do; with
+// outliers the product also reads bytes of the weight's columns and a code of each list at a time.
+TEST(CudaInt8Linear, MemoryTrafficIsNearItsLeast) {
+    Random random(406);
+    for (size_t m : {1, 16, 128})
+        for (float threshold : {0.0f, 6.0f}) {
+            LinearCase c = LinearCase::random(random, m, 128, 1024);
+            c.x_dtype = c.y_dtype = LOWBIT_BFLOAT16;
+            c.x_gap = c.y_gap = 0;
+            c.threshold = threshold;
+            c.values = ordinary;
+            c.outliers = columns;
+            SCOPED_TRACE(c.text());
+            LinearData d(c, random);
+            emu::reset();
+            emu::settings.order = emu::Order::forward;
+            emu::settings.count = true;
+            run_linear(c, d);
+            emu::settings.count = false;
+            const emu::Traffic global = emu::total(emu::Space::global),
+                               shared = emu::total(emu::Space::shared);
+            EXPECT_LT(global.ratio(), threshold ? 2 : 1.15) << global.text();
+            EXPECT_LT(shared.ratio(), 1.25) << shared.text();
+        }
 }
 
 TEST(CudaInt8Matmul, Samples) {

@@ -67,8 +67,8 @@ def test_every_section(tmp_path: Path) -> None:
     quantizers = {"lowbit int8_quantize", "lowbit blockwise_quantize"}
     assert quantizers <= contestants(results, section="quantize", bits=8)
     assert "lowbit lut4_quantize" in contestants(results, section="quantize", bits=4)
-    steps = {"lowbit", "lowbit bf16+master", "torch fused", "torch foreach", "add_"}
-    steps |= {"lowbit, one tensor", "lowbit, many tensors"}
+    steps = {"lowbit", "bf16+master", "torch fused", "torch foreach", "add_"}
+    steps |= {"lowbit, many tensors", "torch fused, many tensors"}
     steps |= {"bitsandbytes"} if find_spec("bitsandbytes") else set()
     assert contestants(results, section="adam", n=2**20, threads=1) == steps
     models = {

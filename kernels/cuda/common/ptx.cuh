@@ -86,6 +86,20 @@ __device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t 
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// Programmatic dependent launch: lb_launch_early of the next kernel. It may begin when all blocks of this
+// one have said begin_next() or are done; its memory is in place for the next one after wait_for_last().
+// Before sm_90 a launch begins when the last one is done.
+__device__ __forceinline__ void begin_next() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wait_for_last() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // 16 aligned bytes of global memory that nothing writes while the kernel runs, read once: not kept
 // in L1.
 __device__ __forceinline__ uint4 ldg_nc_v4(const void *p) {

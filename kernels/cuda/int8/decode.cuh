@@ -1,107 +1,154 @@
 // SPDX-License-Identifier: MIT
-// int8_linear for few rows of x: the weight streams through once, sixteen of its rows in a block of
-// threads, whose warps share out K.
+// int8_linear for few rows of x: the weight streams through once, 16 or 32 of its rows at a time in a
+// block of threads, whose warps share out K.
 #ifndef LOWBIT_KERNELS_CUDA_INT8_DECODE_CUH
 #define LOWBIT_KERNELS_CUDA_INT8_DECODE_CUH
 
 #include "rows.cuh"
 
-#include <ptx.cuh>
-
 namespace {
 
-constexpr int DECODE_ROWS = 16, DECODE_COLUMNS = 64; // of the weight, at a time in a warp
-constexpr int DECODE_AHEAD = 4;                      // of those, loaded at once
+constexpr int DECODE_COLUMNS = 64; // of the weight, at a time in a warp
+constexpr int DECODE_AHEAD = 4;    // times so many are on their way
+constexpr int DECODE_BLOCKS = 2;   // on a multiprocessor
 
 // Shared memory of a block that quantizes x by itself.
 constexpr size_t FUSED_BYTES = 40960;
 
-// Sixteen codes of a row, zeros beyond its end.
-template <bool ALIGNED>
-__device__ __forceinline__ uint4 load_codes(const int8_t *row, size_t at, size_t k, bool there) {
-    if (!there || at >= k)
-        return make_uint4(0, 0, 0, 0);
-    if (ALIGNED) // then k is a multiple of 16
-        return ptx::ldg_nc_v4(row + at);
-    uint32_t words[4] = {0, 0, 0, 0};
-    for (int i = 0; i < 16; i++)
-        if (at + i < k)
-            words[i / 4] |= static_cast<uint32_t>(static_cast<uint8_t>(row[at + i])) << (i % 4 * 8);
-    return make_uint4(words[0], words[1], words[2], words[3]);
-}
+// TILES times 8 rows of x and ROWS of the weight, which are the left and the right side of the
+// products: sixteen codes that a thread loads are two right sides as they stand. With FUSED each block quantizes x by
+// itself, into shared memory; otherwise a.rows holds it. Within 64 columns the products are summed in
+// an order that lets a thread load 16 codes at once: integer sums do not depend on it.
+//
+// Codes are loaded DECODE_AHEAD steps before they are used, those of the block's next rows while it
+// finishes these, and the first of all before x is quantized.
+template <lowbit_float type, int TILES, int ROWS, bool FUSED, bool ALIGNED>
+__global__ void __launch_bounds__(ROW_THREADS, DECODE_BLOCKS)
+    decode_kernel(lowbit_cuda_int8_linear a) {
+    constexpr int WARPS = ROW_THREADS / 32, TOKENS = 8 * TILES;
+    constexpr uint32_t STEP = WARPS * DECODE_COLUMNS, PASS = DECODE_AHEAD * STEP;
+    LB_SHARED(sums, int32_t[WARPS][TOKENS][ROWS + 9]); // 9: few bank conflicts, written and read
+    LB_SHARED(of_row, OfRow[TOKENS]);
+    LB_SHARED(of_column, OfColumn[ROWS]);
+    LB_SHARED(list, lowbit_cuda_int8_outlier[TOKENS][LISTED + 1]); // rows in different banks
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const uint32_t k = static_cast<uint32_t>(a.k), column = warp * DECODE_COLUMNS + lane % 4 * 16;
+    uint4 codes[DECODE_AHEAD][ROWS / 8] = {};
+    const int8_t *from = nullptr; // the rows whose codes are loaded next
+    uint32_t offsets[ROWS / 8];
+    const auto aim = [&](size_t n0) {
+        from = a.weight + n0 * k;
+        for (uint32_t r = 0; r < ROWS / 8;
+             r++) { // nobody asks for what comes of rows beyond the last
+            const size_t rows = a.n - n0;
+            offsets[r] =
+                min(lane / 4 + r * 8, static_cast<uint32_t>(min(rows, size_t{ROWS})) - 1) * k;
+        }
+    };
+    // Beyond k there stays what was there: q is zero.
+    const auto load = [&](int i, uint32_t k0) {
+        const uint32_t at = k0 + i * STEP + column;
+        if (at < k)
+#pragma unroll
+            for (int r = 0; r < ROWS / 8; r++)
+                codes[i][r] = load_codes<ALIGNED>(from + offsets[r], at, k, true);
+    };
+    size_t n0 = static_cast<size_t>(blockIdx.x) * ROWS;
+    aim(n0);
+#pragma unroll
+    for (int i = 0; i < DECODE_AHEAD; i++)
+        load(i, 0);
 
-// TILES times 8 rows of x. With FUSED each block quantizes x by itself, into shared memory; otherwise
-// a.rows holds it. Within 64 columns the products are summed in an order that lets a thread load 16
-// codes at once: integer sums do not depend on it.
-template <lowbit_float type, int TILES, bool FUSED, bool ALIGNED>
-__global__ void __launch_bounds__(ROW_THREADS, 2) decode_kernel(lowbit_cuda_int8_linear a) {
-    LB_SHARED(sums, int32_t[ROW_WARPS][TILES][32][4]);
     lowbit_cuda_int8_rows rows = a.rows;
     if constexpr (FUSED) {
-        LB_SHARED(scratch, RowScratch);
-        LB_SHARED(largest, float[DECODE_ROWS]);
-        LB_SHARED(sum, int32_t[DECODE_ROWS]);
+        LB_SHARED(scratch, RowScratch<ROW_THREADS>);
         LB_DYNAMIC_SHARED(memory, unsigned char[FUSED_BYTES]);
         rows.q = reinterpret_cast<int8_t *>(memory);
         rows.mask = reinterpret_cast<uint32_t *>(memory + a.m * rows.stride);
-        rows.summary = rows.mask + a.m * 32 * rows.chunks;
-        rows.largest = largest;
-        rows.sum = sum;
-        for (size_t m = 0; m < a.m; m++) {
-            const QuantizedRow row = {rows.q + m * rows.stride, rows.largest + m, rows.sum + m,
-                                      rows.mask + m * 32 * rows.chunks,
-                                      rows.summary + m * rows.chunks};
-            quantize_row<type>(static_cast<const lb_bits<type> *>(a.x) + m * a.x_stride, a.k,
-                               rows.stride, rows.chunks, a.threshold, scratch, row, nullptr);
+        for (size_t m = 0; m < a.m; m++)
+            quantize_row<type>(
+                static_cast<const lb_bits<type> *>(a.x) + m * a.x_stride, a.k, rows.stride,
+                a.threshold, scratch,
+                {rows.q + m * rows.stride, rows.mask + m * (rows.stride / 32), &of_row[m], list[m]},
+                nullptr);
+    } else {
+        ptx::wait_for_last();
+        for (uint32_t i = threadIdx.x; i < a.m * LISTED; i += ROW_THREADS) {
+            const uint32_t m = i / LISTED, at = i % LISTED;
+            if (at == 0)
+                of_row[m] = rows.of_row[m];
+            if (at < rows.of_row[m].outliers)
+                list[m][at] = rows.list[i];
         }
     }
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const size_t n0 = static_cast<size_t>(blockIdx.x) * DECODE_ROWS, n = n0 + lane / 4;
-    int32_t acc[TILES][4] = {};
-    constexpr size_t STEP = ROW_WARPS * DECODE_COLUMNS;
-    for (size_t k0 = warp * DECODE_COLUMNS; k0 < a.k; k0 += DECODE_AHEAD * STEP) {
-        uint4 upper[DECODE_AHEAD], lower[DECODE_AHEAD]; // on their way together
+    const int8_t *q_of[TILES]; // nobody asks for what comes of rows beyond the last
+    for (int tile = 0; tile < TILES; tile++)
+        q_of[tile] = rows.q + min(tile * 8 + lane / 4, static_cast<int>(a.m) - 1) * rows.stride;
+    for (; n0 < a.n; n0 += gridDim.x * ROWS) {
+        if (threadIdx.x < ROWS)
+            of_column[threadIdx.x] = column_of(a, n0 + threadIdx.x);
+        int32_t acc[ROWS / 8][4] = {};
+        for (uint32_t k0 = 0; k0 < k; k0 += PASS) {
+            uint32_t next = k0 + PASS;
+            if (next >= k) {
+                const size_t next_n0 = n0 + gridDim.x * ROWS;
+                next = next_n0 < a.n ? 0 : k;
+                if (next_n0 < a.n)
+                    aim(next_n0);
+            }
 #pragma unroll
-        for (int i = 0; i < DECODE_AHEAD; i++) {
-            const size_t at = k0 + i * STEP + lane % 4 * 16;
-            upper[i] = load_codes<ALIGNED>(a.weight + n * a.k, at, a.k, n < a.n);
-            lower[i] = load_codes<ALIGNED>(a.weight + (n + 8) * a.k, at, a.k, n + 8 < a.n);
-        }
+            for (int i = 0; i < DECODE_AHEAD; i++) {
+                const uint32_t at = k0 + i * STEP + column;
+                uint4 q[2] = {};
 #pragma unroll
-        for (int i = 0; i < DECODE_AHEAD; i++) {
-            const size_t at = k0 + i * STEP + lane % 4 * 16;
-            const uint32_t first[4] = {upper[i].x, lower[i].x, upper[i].y, lower[i].y},
-                           second[4] = {upper[i].z, lower[i].z, upper[i].w, lower[i].w};
+                for (int tile = 0; tile < TILES; tile++)
+                    if (at < rows.stride)
+                        q[tile] = *reinterpret_cast<const uint4 *>(q_of[tile] + at);
+                const uint32_t first[4] = {q[0].x, q[1].x, q[0].y, q[1].y},
+                               second[4] = {q[0].z, q[1].z, q[0].w, q[1].w};
 #pragma unroll
-            for (int tile = 0; tile < TILES; tile++) {
-                const size_t m = tile * 8 + lane / 4;
-                uint4 q = make_uint4(0, 0, 0, 0);
-                if (m < a.m && at < rows.stride)
-                    q = *reinterpret_cast<const uint4 *>(rows.q + m * rows.stride + at);
-                ptx::mma_m16n8k32_s8(acc[tile], first, {q.x, q.y});
-                ptx::mma_m16n8k32_s8(acc[tile], second, {q.z, q.w});
+                for (int r = 0; r < ROWS / 8; r++) {
+                    ptx::mma_m16n8k32_s8(acc[r], first, {codes[i][r].x, codes[i][r].y});
+                    ptx::mma_m16n8k32_s8(acc[r], second, {codes[i][r].z, codes[i][r].w});
+                }
+                load(i, next);
             }
         }
-    }
-    for (int tile = 0; tile < TILES; tile++)
-        for (int i = 0; i < 4; i++)
-            sums[warp][tile][lane][i] = acc[tile][i];
-    __syncthreads();
-    for (int e = threadIdx.x; e < TILES * 8 * DECODE_ROWS; e += ROW_THREADS) {
-        const int row = e % DECODE_ROWS, token = e / DECODE_ROWS;
-        const size_t m = token;
-        if (n0 + row >= a.n || m >= a.m)
-            continue;
-        int32_t total = 0;
-        for (int w = 0; w < ROW_WARPS; w++)
-            total += sums[w][token / 8][row % 8 * 4 + token % 8 / 2][row / 8 * 2 + token % 2];
-        const Scale scale[1] = {scale_of(a, n0 + row)};
-        const int8_t *codes = a.weight + (n0 + row) * a.k;
-        float o[1];
-        outlier_sums(a.x_type, a.x, m * a.x_stride, rows.mask + m * 32 * rows.chunks,
-                     rows.summary + m * rows.chunks, rows.chunks, scale, o,
-                     [&](size_t k, int (&code)[1]) { code[0] = codes[k]; });
-        store_output(a, m, n0 + row, scale[0].product(rows.largest[m], total, rows.sum[m]), o[0]);
+#pragma unroll
+        for (int r = 0; r < ROWS / 8; r++)
+#pragma unroll
+            for (int i = 0; i < 2 * TILES; i++)
+                sums[warp][lane / 4 + i / 2 * 8][r * 8 + lane % 4 * 2 + i % 2] = acc[r][i];
+        __syncthreads();
+        // Neighbours have the same row of the weight: outliers in the same column are one load.
+        for (int e = threadIdx.x; e < TOKENS * ROWS; e += ROW_THREADS) {
+            const int token = e % TOKENS, row = e / TOKENS;
+            const size_t m = token, n = n0 + row;
+            if (m >= a.m || n >= a.n)
+                continue;
+            int32_t total = 0;
+            for (int w = 0; w < WARPS; w++)
+                total += sums[w][token][row];
+            const Scale scales[1] = {of_column[row].scale(a)};
+            OutlierSums<1> o(scales);
+            const OfRow of = of_row[token];
+            for (uint32_t i = 0; i < listed(of.outliers); i += 4) {
+                int8_t code[4];
+#pragma unroll
+                for (uint32_t j = 0; j < 4; j++)
+                    code[j] = a.weight[n * a.k + list[token][min(i + j, of.outliers - 1)].k];
+#pragma unroll
+                for (uint32_t j = 0; j < 4; j++)
+                    if (i + j < of.outliers)
+                        o.add(list[token][i + j].k, list[token][i + j].x, {code[j]});
+            }
+            if (of.outliers > LISTED)
+                each_unlisted(a, rows.mask + m * (rows.stride / 32), m, list[token][LISTED - 1].k,
+                              [&](uint32_t k, float x) { o.add(k, x, {a.weight[n * a.k + k]}); });
+            const float y = output(of, of_column[row], scales[0], total, o.sum(0));
+            lb_store_any(a.y_type, a.y, m * a.y_stride + n, y);
+        }
+        __syncthreads(); // the next rows reuse sums and of_column
     }
 }
 

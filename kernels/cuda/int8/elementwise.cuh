@@ -34,53 +34,49 @@ __device__ __forceinline__ int clamped_code(float scaled) {
 }
 
 // A block of threads quantizes a row after the other.
-template <lowbit_float type>
-__global__ void __launch_bounds__(ROW_THREADS)
+template <lowbit_float type, int THREADS>
+__global__ void __launch_bounds__(THREADS, 1024 / THREADS)
     quantize_kernel(const lb_bits<type> *x, size_t m, size_t k, size_t x_stride, float t, int8_t *q,
                     size_t q_stride, lowbit_float scale_type, void *absmax) {
-    LB_SHARED(of_warp, float[ROW_WARPS]);
-    for (size_t row = blockIdx.x; row < m; row += gridDim.x) {
-        const lb_bits<type> *from = x + row * x_stride;
-        int8_t *to = q + row * q_stride;
-        const bool x_aligned = lb_aligned(from, 16), q_aligned = lb_aligned(to, 8);
-        const float most = largest_below<type>(t, from, k, x_aligned, of_warp);
-        const float scale = rounded_up(scale_type, most), inv = inverse_of(scale);
-        for (size_t i = 8 * threadIdx.x; i < k; i += 8 * ROW_THREADS) {
-            float v[8];
+    LB_SHARED(of_warp, float[THREADS / 32]);
+    for (size_t m_ = blockIdx.x; m_ < m; m_ += gridDim.x) {
+        const Row<type, THREADS> row(x + m_ * x_stride, k);
+        int8_t *to = q + m_ * q_stride;
+        const bool q_aligned = lb_aligned(to, 8);
+        const float scale = rounded_up(scale_type, row.largest_below(t, of_warp));
+        const float inv = inverse_of(scale);
+        row.each(k, [&](size_t i, const float (&v)[8]) {
             int code[8];
-            lb_load8<type>(v, from, i, k, x_aligned);
             for (int j = 0; j < 8; j++)
                 code[j] = fabsf(v[j]) < t ? clamped_code(__fmul_rn(v[j], inv)) : 0;
             store_codes(to, i, k, q_aligned, code);
-        }
+        });
         if (threadIdx.x == 0)
-            lb_store_any(scale_type, absmax, row, scale);
+            lb_store_any(scale_type, absmax, m_, scale);
         __syncthreads(); // the next row reuses of_warp
     }
 }
 
 // The zero-point form.
-template <lowbit_float type>
-__global__ void __launch_bounds__(ROW_THREADS)
+template <lowbit_float type, int THREADS>
+__global__ void __launch_bounds__(THREADS, 1024 / THREADS)
     quantize_offset_kernel(const lb_bits<type> *weight, size_t n, size_t k, size_t stride,
                            int8_t *q, size_t q_stride, lowbit_float scale_type, void *absmax,
                            void *offset) {
-    LB_SHARED(highest, float[ROW_WARPS]);
-    LB_SHARED(lowest, float[ROW_WARPS]);
-    for (size_t row = blockIdx.x; row < n; row += gridDim.x) {
-        const lb_bits<type> *from = weight + row * stride;
-        int8_t *to = q + row * q_stride;
-        const bool w_aligned = lb_aligned(from, 16), q_aligned = lb_aligned(to, 8);
+    LB_SHARED(highest, float[THREADS / 32]);
+    LB_SHARED(lowest, float[THREADS / 32]);
+    for (size_t n_ = blockIdx.x; n_ < n; n_ += gridDim.x) {
+        const Row<type, THREADS> row(weight + n_ * stride, k);
+        int8_t *to = q + n_ * q_stride;
+        const bool q_aligned = lb_aligned(to, 8);
         float high = -INFINITY, low = -INFINITY; // the latter of the negated elements
-        for (size_t i = 8 * threadIdx.x; i < k; i += 8 * ROW_THREADS) {
-            float v[8];
-            lb_load8<type>(v, from, i, k, w_aligned);
+        row.each(k, [&](size_t i, const float (&v)[8]) {
             for (int j = 0; j < 8; j++)
                 if (i + j < k && fabsf(v[j]) < INFINITY) {
                     high = fmaxf(high, v[j]);
                     low = fmaxf(low, -v[j]);
                 }
-        }
+        });
         high = block_max(high, highest);
         low = -block_max(low, lowest);
         if (!(low <= high)) // a row without finite elements
@@ -92,41 +88,42 @@ __global__ void __launch_bounds__(ROW_THREADS)
         const float scale =
             rounded_up(scale_type, fmaxf(__fsub_ru(high, middle), __fsub_ru(middle, low)));
         const float inv = inverse_of(scale);
-        for (size_t i = 8 * threadIdx.x; i < k; i += 8 * ROW_THREADS) {
-            float v[8];
+        row.each(k, [&](size_t i, const float (&v)[8]) {
             int code[8];
-            lb_load8<type>(v, from, i, k, w_aligned);
             for (int j = 0; j < 8; j++)
                 code[j] = fabsf(v[j]) < INFINITY
                               ? clamped_code(__fmul_rn(__fsub_rn(v[j], middle), inv))
                               : 0;
             store_codes(to, i, k, q_aligned, code);
-        }
+        });
         if (threadIdx.x == 0) {
-            lb_store_any(scale_type, absmax, row, scale);
-            lb_store_any(scale_type, offset, row, middle);
+            lb_store_any(scale_type, absmax, n_, scale);
+            lb_store_any(scale_type, offset, n_, middle);
         }
         __syncthreads(); // the next row reuses highest and lowest
     }
 }
 
-// A thread turns eight codes of a row into numbers; a block of threads takes a piece of a row.
+// A thread turns eight codes of a row into numbers. Blocks go through rows along y, and share out a row
+// along x: so nothing is divided.
 template <lowbit_float type>
 __global__ void __launch_bounds__(ROW_THREADS)
     dequantize_kernel(const int8_t *q, size_t m, size_t k, size_t q_stride, lowbit_float scale_type,
                       const void *absmax, const void *offset, lb_bits<type> *y, size_t y_stride) {
-    const size_t pieces = (k + 8 * ROW_THREADS - 1) / (8 * ROW_THREADS);
-    for (size_t piece = blockIdx.x; piece < m * pieces; piece += gridDim.x) {
-        const size_t row = piece / pieces, i = (piece % pieces * ROW_THREADS + threadIdx.x) * 8;
-        if (i >= k)
-            continue;
+    const size_t i = (static_cast<size_t>(blockIdx.x) * ROW_THREADS + threadIdx.x) * 8;
+    if (i >= k)
+        return;
+    for (size_t row = blockIdx.y; row < m; row += gridDim.y) {
+        const int8_t *from = q + row * q_stride + i;
+        const bool whole = i + 8 <= k && lb_aligned(from, 8);
+        uint2 codes = {}; // on their way together with the scale
+        if (whole)
+            codes = *reinterpret_cast<const uint2 *>(from);
         const Scale scale = {__fdiv_rn(lb_load_any(scale_type, absmax, row), 127.0f),
                              offset ? lb_load_any(scale_type, offset, row) : 0.0f,
                              offset != nullptr};
-        const int8_t *from = q + row * q_stride + i;
         float values[8];
-        if (i + 8 <= k && lb_aligned(from, 8)) {
-            const uint2 codes = *reinterpret_cast<const uint2 *>(from);
+        if (whole) {
             for (int j = 0; j < 8; j++)
                 values[j] =
                     scale.weight(static_cast<int8_t>((j < 4 ? codes.x : codes.y) >> (j % 4 * 8)));

@@ -5,9 +5,15 @@
 #include "elementwise.cuh"
 #include "gemm.cuh"
 
+#include <grid.cuh>
+
+#include <algorithm>
+
 namespace {
 
-constexpr size_t MOST_BLOCKS = 132 * 16; // of threads, in a kernel that loops over its work
+constexpr size_t MULTIPROCESSORS = 132; // of an H200
+// Of threads, in a kernel that loops over its work.
+constexpr size_t MOST_BLOCKS = MULTIPROCESSORS * 16;
 
 dim3 grid_for(size_t pieces) {
     return dim3(static_cast<unsigned>(pieces < MOST_BLOCKS ? pieces : MOST_BLOCKS));
@@ -17,54 +23,75 @@ bool aligned(const int8_t *rows, size_t k) {
     return lb_aligned(rows, 16) && k % 16 == 0;
 }
 
-template <lowbit_float type>
-cudaError_t quantize_x(const lowbit_cuda_int8_linear &a, uint32_t *columns, cudaStream_t stream) {
-    return lb_launch(quantize_rows_kernel<type>, dim3(static_cast<unsigned>(a.m)),
-                     dim3(ROW_THREADS), 0, stream, static_cast<const lb_bits<type> *>(a.x),
-                     a.x_stride, a.k, a.threshold, a.rows, columns);
+// Calls launch with how many threads a row of k elements takes, as a constant.
+template <class Launch> cudaError_t with_row_threads(size_t k, Launch launch) {
+    if (k <= LONG_ROW)
+        return launch(std::integral_constant<int, ROW_THREADS>());
+    return launch(std::integral_constant<int, LONG_ROW_THREADS>());
 }
 
-cudaError_t quantize_x(const lowbit_cuda_int8_linear &a, uint32_t *columns, cudaStream_t stream) {
-    return lb_with_type(
-        a.x_type, [&](auto type) { return quantize_x<decltype(type)::value>(a, columns, stream); });
+cudaError_t quantize_x(const lowbit_cuda_int8_linear &a, size_t sums, cudaStream_t stream) {
+    return lb_with_type(a.x_type, [&](auto constant) {
+        constexpr lowbit_float type = decltype(constant)::value;
+        return with_row_threads(a.k, [&](auto threads) {
+            return lb_launch(quantize_rows_kernel<type, threads()>,
+                             dim3(static_cast<unsigned>(a.m)), dim3(threads()), 0, stream,
+                             static_cast<const lb_bits<type> *>(a.x), a.x_stride, a.k, a.threshold,
+                             a.rows, a.panel.columns, reinterpret_cast<uint4 *>(a.sums),
+                             sums / sizeof(uint4));
+        });
+    });
 }
 
-template <lowbit_float type, int TILES, bool FUSED>
+template <lowbit_float type, int TILES, int ROWS, bool FUSED>
 cudaError_t decode(const lowbit_cuda_int8_linear &a, cudaStream_t stream) {
-    const dim3 grid(static_cast<unsigned>((a.n + DECODE_ROWS - 1) / DECODE_ROWS));
-    const size_t shared =
-        FUSED ? a.m * (a.rows.stride + (32 + 1) * a.rows.chunks * sizeof(uint32_t)) : 0;
-    if (aligned(a.weight, a.k))
-        return lb_launch(decode_kernel<type, TILES, FUSED, true>, grid, dim3(ROW_THREADS), shared,
-                         stream, a);
-    return lb_launch(decode_kernel<type, TILES, FUSED, false>, grid, dim3(ROW_THREADS), shared,
-                     stream, a);
+    unsigned blocks = 0;
+    const cudaError_t error = lb_grid((a.n + ROWS - 1) / ROWS, DECODE_BLOCKS, &blocks);
+    if (error != cudaSuccess)
+        return error;
+    const size_t shared = FUSED ? a.m * (a.rows.stride + a.rows.stride / 8) : 0;
+    const auto kernel = aligned(a.weight, a.k) ? decode_kernel<type, TILES, ROWS, FUSED, true>
+                                               : decode_kernel<type, TILES, ROWS, FUSED, false>;
+    if (FUSED) // which reads x, that the last kernel may write
+        return lb_launch(kernel, dim3(blocks), dim3(ROW_THREADS), shared, stream, a);
+    return lb_launch_early(kernel, dim3(blocks), dim3(ROW_THREADS), shared, stream, a);
 }
 
-// Launches a kernel of tiles on all of [m, n].
-template <class Tile, class... Params, class... Args>
-cudaError_t launch_tiles(void (*kernel)(Params...), size_t m, size_t n, cudaStream_t stream,
-                         Args... args) {
+template <class Tile> size_t tiles_of(size_t m, size_t n) {
+    return (m + Tile::M - 1) / Tile::M * ((n + Tile::N - 1) / Tile::N);
+}
+
+// How many blocks share a tile, so that all multiprocessors have one: each with 1024 columns or more.
+template <class Tile> size_t shares_of(size_t m, size_t n, size_t k) {
+    const size_t tiles = tiles_of<Tile>(m, n), most = k / 1024;
+    const size_t shares = tiles ? MULTIPROCESSORS / tiles : 0;
+    return std::max<size_t>(std::min(shares, most), 1);
+}
+
+// Calls launch(kernel, ...) for a kernel of tiles on all of [m, n].
+template <class Tile, class Launch, class... Params, class... Args>
+cudaError_t launch_tiles(Launch launch, void (*kernel)(Params...), size_t m, size_t n,
+                         size_t shares, cudaStream_t stream, Args... args) {
     const size_t shared = sizeof(typename Tile::Shared);
     const cudaError_t error =
         cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
                              cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
     if (error != cudaSuccess)
         return error;
-    const dim3 grid(static_cast<unsigned>((n + Tile::N - 1) / Tile::N),
-                    static_cast<unsigned>((m + Tile::M - 1) / Tile::M));
-    return lb_launch(kernel, grid, dim3(Tile::THREADS), shared, stream, args...);
+    const dim3 grid(static_cast<unsigned>(tiles_of<Tile>(m, n)), static_cast<unsigned>(shares));
+    return launch(kernel, grid, dim3(Tile::THREADS), shared, stream, args...);
 }
 
-// Few rows: small tiles, so that there are enough of them to keep memory busy. None needs more than the
-// 99 KB of shared memory that every GPU has.
-template <class Launch> cudaError_t with_tile(size_t m, Launch launch) {
+// The weight is read once for up to 128 rows. No tile needs more than the 99 KB of shared memory that
+// every GPU has.
+template <class Launch> auto with_tile(size_t m, Launch launch) {
+    static_assert(LOWBIT_CUDA_LOCAL_M == 128, "up to so many rows a tile has all of them");
     if (m <= 32)
-        return launch(Tile<2, 2, 1, 2, 6>());
+        return launch(Tile<2, 4, 1, 4, 4, 256>());
     if (m <= 64)
-        return launch(Tile<4, 2, 1, 2, 5>());
-    if (m <= 256)
-        return launch(Tile<2, 4, 2, 2, 4>());
+        return launch(Tile<2, 4, 2, 4, 4, 256>());
+    if (m <= 128)
+        return launch(Tile<2, 4, 4, 4, 3, 128>());
     return launch(Tile<2, 4, 4, 4, 3>());
 }
 
@@ -72,8 +99,9 @@ template <bool ALIGNED> cudaError_t linear(const lowbit_cuda_int8_linear &a, cud
     const Matrix<ALIGNED> weight = {a.weight, a.n, a.k, a.k};
     return with_tile(a.m, [&](auto tile) {
         using Tile = decltype(tile);
-        return launch_tiles<Tile>(linear_kernel<Tile, Matrix<ALIGNED>>, a.m, a.n, stream, a,
-                                  weight);
+        return launch_tiles<Tile>([](auto... with) { return lb_launch_early(with...); },
+                                  linear_kernel<Tile, Matrix<ALIGNED>>, a.m, a.n,
+                                  a.sums ? shares_of<Tile>(a.m, a.n, a.k) : 1, stream, a, weight);
     });
 }
 
@@ -83,7 +111,8 @@ cudaError_t matmul(const int8_t *a, size_t a_stride, const int8_t *b, size_t m, 
     const Matrix<ALIGNED> left = {a, m, a_stride, k}, right = {b, n, k, k};
     return with_tile(m, [&](auto tile) {
         using Tile = decltype(tile);
-        return launch_tiles<Tile>(matmul_kernel<Tile, Matrix<ALIGNED>, Matrix<ALIGNED>>, m, n,
+        return launch_tiles<Tile>([](auto... with) { return lb_launch(with...); },
+                                  matmul_kernel<Tile, Matrix<ALIGNED>, Matrix<ALIGNED>>, m, n, 1,
                                   stream, left, right, c, c_stride);
     });
 }
@@ -94,26 +123,39 @@ extern "C" int lowbit_int8_linear_decode_launch(const lowbit_cuda_int8_linear *a
     const auto stream = static_cast<cudaStream_t>(queue);
     const lowbit_cuda_int8_linear &a = *args;
     if (a.m <= 2 && a.m * a.k <= LOWBIT_CUDA_FUSED) {
-        return lb_with_type(
-            a.x_type, [&](auto type) { return decode<decltype(type)::value, 1, true>(a, stream); });
+        return lb_with_type(a.x_type, [&](auto type) {
+            return decode<decltype(type)::value, 1, 16, true>(a, stream);
+        });
     }
-    const cudaError_t error = quantize_x(a, nullptr, stream);
+    const cudaError_t error = quantize_x(a, 0, stream);
     if (error != cudaSuccess)
         return error;
-    return a.m <= 8 ? decode<f32, 1, false>(a, stream) : decode<f32, 2, false>(a, stream);
+    return a.m <= 8 ? decode<f32, 1, 32, false>(a, stream) : decode<f32, 2, 32, false>(a, stream);
+}
+
+extern "C" size_t lowbit_int8_linear_gemm_sums(size_t m, size_t n, size_t k) {
+    return with_tile(m, [&](auto tile) {
+        using Tile = decltype(tile);
+        const size_t size = (Tile::M * Tile::N + 1) * sizeof(int32_t); // and how many have come
+        return shares_of<Tile>(m, n, k) == 1 ? 0 : (tiles_of<Tile>(m, n) * size + 15) / 16 * 16;
+    });
 }
 
 extern "C" int lowbit_int8_linear_gemm_launch(const lowbit_cuda_int8_linear *args, void *queue) {
     const auto stream = static_cast<cudaStream_t>(queue);
     const lowbit_cuda_int8_linear &a = *args;
-    const size_t words = 32 * a.rows.chunks;
-    cudaError_t error = cudaMemsetAsync(a.panel.columns, 0, words * sizeof(uint32_t), stream);
+    const lowbit_cuda_int8_panel &panel = a.panel;
+    cudaError_t error = cudaSuccess;
+    if (panel.columns)
+        error =
+            cudaMemsetAsync(panel.columns, 0, a.rows.stride / 32 * sizeof *panel.columns, stream);
     if (error == cudaSuccess)
-        error = quantize_x(a, a.panel.columns, stream);
-    if (error == cudaSuccess && a.k)
-        error = lb_launch(gather_columns_kernel,
+        error = quantize_x(a, a.sums ? lowbit_int8_linear_gemm_sums(a.m, a.n, a.k) : 0, stream);
+    if (error == cudaSuccess && panel.columns && a.k)
+        error = lb_launch(aligned(a.weight, a.k) ? gather_columns_kernel<true>
+                                                 : gather_columns_kernel<false>,
                           dim3(static_cast<unsigned>((a.k + 31) / 32), PANEL_BLOCKS),
-                          dim3(PANEL_ROWS), 0, stream, a.weight, a.n, a.k, a.panel);
+                          dim3(PANEL_ROWS), 0, stream, a.weight, a.n, a.k, panel);
     if (error != cudaSuccess)
         return error;
     return aligned(a.weight, a.k) ? linear<true>(a, stream) : linear<false>(a, stream);
@@ -135,9 +177,11 @@ extern "C" int lowbit_int8_quantize_launch(const void *x, lowbit_float x_type, s
     const auto stream = static_cast<cudaStream_t>(queue);
     return lb_with_type(x_type, [&](auto constant) {
         constexpr lowbit_float type = decltype(constant)::value;
-        return lb_launch(quantize_kernel<type>, grid_for(m), dim3(ROW_THREADS), 0, stream,
-                         static_cast<const lb_bits<type> *>(x), m, k, x_stride, threshold, q,
-                         q_stride, scale_type, absmax);
+        return with_row_threads(k, [&](auto threads) {
+            return lb_launch(quantize_kernel<type, threads()>, grid_for(m), dim3(threads()), 0,
+                             stream, static_cast<const lb_bits<type> *>(x), m, k, x_stride,
+                             threshold, q, q_stride, scale_type, absmax);
+        });
     });
 }
 
@@ -148,9 +192,11 @@ extern "C" int lowbit_int8_quantize_offset_launch(const void *weight, lowbit_flo
     const auto stream = static_cast<cudaStream_t>(queue);
     return lb_with_type(type, [&](auto constant) {
         constexpr lowbit_float type = decltype(constant)::value;
-        return lb_launch(quantize_offset_kernel<type>, grid_for(n), dim3(ROW_THREADS), 0, stream,
-                         static_cast<const lb_bits<type> *>(weight), n, k, stride, q, q_stride,
-                         scale_type, absmax, offset);
+        return with_row_threads(k, [&](auto threads) {
+            return lb_launch(quantize_offset_kernel<type, threads()>, grid_for(n), dim3(threads()),
+                             0, stream, static_cast<const lb_bits<type> *>(weight), n, k, stride, q,
+                             q_stride, scale_type, absmax, offset);
+        });
     });
 }
 
@@ -161,9 +207,11 @@ extern "C" int lowbit_int8_dequantize_launch(const int8_t *q, size_t m, size_t k
     const auto stream = static_cast<cudaStream_t>(queue);
     return lb_with_type(y_type, [&](auto constant) {
         constexpr lowbit_float type = decltype(constant)::value;
-        const size_t pieces = m * ((k + 8 * ROW_THREADS - 1) / (8 * ROW_THREADS));
-        return lb_launch(dequantize_kernel<type>, grid_for(pieces), dim3(ROW_THREADS), 0, stream, q,
-                         m, k, q_stride, scale_type, absmax, offset,
-                         static_cast<lb_bits<type> *>(y), y_stride);
+        const size_t pieces = (k + 8 * ROW_THREADS - 1) / (8 * ROW_THREADS);
+        const size_t rows = std::min(m, std::max<size_t>(MOST_BLOCKS / pieces, 1));
+        const dim3 grid(static_cast<unsigned>(pieces), static_cast<unsigned>(rows));
+        return lb_launch(dequantize_kernel<type>, grid, dim3(ROW_THREADS), 0, stream, q, m, k,
+                         q_stride, scale_type, absmax, offset, static_cast<lb_bits<type> *>(y),
+                         y_stride);
     });
 }

@@ -6,83 +6,154 @@
 
 #include "launch.h"
 #include <floats.cuh>
+#include <ptx.cuh>
 
 namespace {
 
-constexpr int ROW_THREADS = 256, ROW_WARPS = ROW_THREADS / 32;
-constexpr int MOST_CHUNKS = 131; // of the longest row
+constexpr uint32_t LISTED = LOWBIT_CUDA_LISTED;
 
-__device__ __forceinline__ float block_max(float value, float (&of_warp)[ROW_WARPS]) {
+__device__ __forceinline__ uint32_t listed(uint32_t outliers) {
+    return min(outliers, LISTED);
+}
+
+// Threads of a block that has a row; a longer row has more.
+constexpr int ROW_THREADS = 256, LONG_ROW_THREADS = 1024, LONG_ROW = 8192;
+
+template <int WARPS>
+__device__ __forceinline__ float block_max(float value, float (&of_warp)[WARPS]) {
     for (int step = 16; step; step /= 2)
         value = fmaxf(value, __shfl_xor_sync(LB_ALL_LANES, value, step));
     if (threadIdx.x % 32 == 0)
         of_warp[threadIdx.x / 32] = value;
     __syncthreads();
     value = of_warp[0];
-    for (int i = 1; i < ROW_WARPS; i++)
+    for (int i = 1; i < WARPS; i++)
         value = fmaxf(value, of_warp[i]);
     return value;
 }
 
-__device__ __forceinline__ int block_sum(int value, int (&of_warp)[ROW_WARPS]) {
-    for (int step = 16; step; step /= 2)
-        value += __shfl_xor_sync(LB_ALL_LANES, value, step);
-    if (threadIdx.x % 32 == 0)
-        of_warp[threadIdx.x / 32] = value;
-    __syncthreads();
-    value = 0;
-    for (int i = 0; i < ROW_WARPS; i++)
-        value += of_warp[i];
-    return value;
-}
-
-struct RowScratch {
-    float most[ROW_WARPS];
-    int sum[ROW_WARPS];
-    uint32_t summary[MOST_CHUNKS];
+// The sums of what the threads before this one bring, and of what all bring.
+struct Sums {
+    int before, all;
 };
-
-// What becomes of one row; in global or in shared memory.
-struct QuantizedRow {
-    int8_t *q;
-    float *largest;
-    int32_t *sum;
-    uint32_t *mask, *summary;
-};
-
-// The largest magnitude below t in a row, found by all ROW_THREADS threads. Contains a barrier.
-template <lowbit_float type>
-__device__ __forceinline__ float largest_below(float t, const lb_bits<type> *x, size_t k,
-                                               bool aligned, float (&of_warp)[ROW_WARPS]) {
-    float most = 0.0f;
-    for (size_t i = 8 * threadIdx.x; i < k; i += 8 * ROW_THREADS) {
-        float v[8];
-        lb_load8<type>(v, x, i, k, aligned);
-        for (int j = 0; j < 8; j++)
-            if (fabsf(v[j]) < t)
-                most = fmaxf(most, fabsf(v[j]));
+template <int WARPS> __device__ __forceinline__ Sums block_sums(int value, int (&of_warp)[WARPS]) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int upto = value;
+    for (int step = 1; step < 32; step *= 2) {
+        const int other = __shfl_up_sync(LB_ALL_LANES, upto, step);
+        upto += lane >= step ? other : 0;
     }
-    return block_max(most, of_warp);
+    if (lane == 31)
+        of_warp[warp] = upto;
+    __syncthreads();
+    Sums sums = {upto - value, 0};
+    for (int i = 0; i < WARPS; i++) {
+        sums.before += i < warp ? of_warp[i] : 0;
+        sums.all += of_warp[i];
+    }
+    return sums;
 }
 
 __device__ __forceinline__ float inverse_of(float absmax) {
     return absmax >= 0x1p-118f ? __fdiv_rn(127.0f, absmax) : 0.0f;
 }
 
-// All ROW_THREADS threads quantize one row; columns, if not null, takes the or of the masks.
-template <lowbit_float type>
-__device__ __forceinline__ void quantize_row(const lb_bits<type> *x, size_t k, size_t stride,
-                                             size_t chunks, float t, RowScratch &scratch,
-                                             const QuantizedRow &row, uint32_t *columns) {
-    const bool aligned = lb_aligned(x, 16);
-    for (size_t c = threadIdx.x; c < chunks; c += ROW_THREADS)
-        scratch.summary[c] = 0;
-    const float most = largest_below<type>(t, x, k, aligned, scratch.most); // and summary is zero
-    const float inv = inverse_of(most);
+// A row that a block of threads reads more than once: each thread keeps its first elements.
+template <lowbit_float type, int THREADS> struct Row {
+    using Bits = lb_bits<type>;
+    static constexpr int KEPT = LONG_ROW / 8 / ROW_THREADS, VECTOR = lb_vector<type>;
+    struct Eight {
+        lb_pack<Bits, VECTOR> packs[8 / VECTOR];
+    };
+    const Bits *x;
+    size_t k;
+    bool whole; // 16 bytes at once, up to the end
+    Eight kept[KEPT];
+
+    __device__ __forceinline__ Row(const Bits *x_, size_t k_)
+        : x(x_), k(k_), whole(lb_aligned(x_, 16) && k_ % 8 == 0) {
+        if (whole) { // without a branch between the loads
+#pragma unroll
+            for (int i = 0; i < KEPT; i++)
+                if (at(i) < k)
+                    kept[i] = load(at(i));
+        } else {
+#pragma unroll
+            for (int i = 0; i < KEPT; i++)
+                kept[i] = load_elements(at(i));
+        }
+    }
+    __device__ static size_t at(size_t i) { return 8 * (i * THREADS + threadIdx.x); }
+    __device__ __forceinline__ Eight load(size_t i) const {
+        Eight eight;
+#pragma unroll
+        for (int j = 0; j < 8; j += VECTOR)
+            eight.packs[j / VECTOR] = lb_read<Bits, VECTOR>(x + i + j);
+        return eight;
+    }
+    __device__ __forceinline__ Eight load_elements(size_t i) const {
+        Eight eight;
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            if (i + j < k)
+                eight.packs[j / VECTOR].set(j % VECTOR, x[i + j]);
+        return eight;
+    }
+
+    // Calls f(i, elements) for each eight elements of this thread from element i on, up to `end`;
+    // zeros beyond k.
+    template <class F> __device__ __forceinline__ void each(size_t end, F f) const {
+        const auto floats = [&](size_t i, const Eight &eight) {
+            float v[8];
+#pragma unroll
+            for (int j = 0; j < 8; j++)
+                v[j] = Float<type>::load(eight.packs[j / VECTOR].get(j % VECTOR));
+            f(i, v);
+        };
+#pragma unroll
+        for (int i = 0; i < KEPT; i++)
+            if (at(i) < end)
+                floats(at(i), kept[i]);
+        for (size_t i = at(KEPT); i < end; i += 8 * THREADS)
+            floats(i, whole && i < k ? load(i) : load_elements(i));
+    }
+    // The largest magnitude below t, found by all threads together. Contains a barrier.
+    __device__ __forceinline__ float largest_below(float t, float (&of_warp)[THREADS / 32]) const {
+        float most = 0.0f;
+        each(k, [&](size_t, const float (&v)[8]) {
+            for (int j = 0; j < 8; j++)
+                if (fabsf(v[j]) < t)
+                    most = fmaxf(most, fabsf(v[j]));
+        });
+        return block_max(most, of_warp);
+    }
+};
+
+template <int THREADS> struct RowScratch {
+    float most[THREADS / 32];
+    int sum[THREADS / 32], outliers[THREADS / 32];
+};
+
+using OfRow = lowbit_cuda_int8_of_row;
+
+// What becomes of one row; in global or in shared memory.
+struct QuantizedRow {
+    int8_t *q;
+    uint32_t *mask;
+    OfRow *of;
+    lowbit_cuda_int8_outlier *list;
+};
+
+// All threads of a block quantize one row; columns, if not null, takes the or of the masks.
+template <lowbit_float type, int THREADS>
+__device__ __forceinline__ void
+quantize_row(const lb_bits<type> *x, size_t k, size_t stride, float t, RowScratch<THREADS> &scratch,
+             const QuantizedRow &to, lowbit_cuda_int8_columns *columns) {
+    const Row<type, THREADS> row(x, k);
+    const float most = row.largest_below(t, scratch.most), inv = inverse_of(most);
     int sum = 0;
-    for (size_t i = 8 * threadIdx.x; i < chunks * LOWBIT_CUDA_CHUNK; i += 8 * ROW_THREADS) {
-        float v[8];
-        lb_load8<type>(v, x, i, k, aligned);
+    uint32_t any = 0;
+    row.each(stride, [&](size_t i, const float (&v)[8]) {
         uint32_t outliers = 0, codes[2] = {0, 0};
         for (int j = 0; j < 8; j++) {
             const bool outlier = !(fabsf(v[j]) < t);
@@ -91,34 +162,64 @@ __device__ __forceinline__ void quantize_row(const lb_bits<type> *x, size_t k, s
             codes[j / 4] |= static_cast<uint32_t>(q & 0xff) << (j % 4 * 8);
             sum += q;
         }
-        if (i < stride)
-            *reinterpret_cast<uint2 *>(row.q + i) = make_uint2(codes[0], codes[1]);
-        reinterpret_cast<uint8_t *>(row.mask)[i / 8] = static_cast<uint8_t>(outliers);
-        if (outliers) {
-            atomicOr(&scratch.summary[i / LOWBIT_CUDA_CHUNK], 1u << (i / 32 % 32));
-            if (columns)
-                atomicOr(&columns[i / 32], outliers << (i % 32));
-        }
+        *reinterpret_cast<uint2 *>(to.q + i) = make_uint2(codes[0], codes[1]);
+        reinterpret_cast<uint8_t *>(to.mask)[i / 8] = static_cast<uint8_t>(outliers);
+        if (outliers && columns)
+            atomicOr(&columns[i / 32].marked, outliers << (i % 32));
+        any |= outliers;
+    });
+    const int finders = __syncthreads_count(any != 0); // and the mask is complete
+    sum = block_sums(sum, scratch.sum).all;
+    if (threadIdx.x == 0)
+        *to.of = {__fdiv_rn(most, 127.0f), sum, 0};
+    if (finders) {
+        const size_t words = stride / 32, each = (words + THREADS - 1) / THREADS;
+        const size_t first = min(threadIdx.x * each, words), last = min(first + each, words);
+        int mine = 0;
+        for (size_t word = first; word < last; word++)
+            mine += __popc(to.mask[word]);
+        const Sums outliers = block_sums(mine, scratch.outliers);
+        uint32_t at = outliers.before;
+        for (size_t word = first; word < last; word++)
+            for (uint32_t bits = to.mask[word]; bits && at < LISTED; bits &= bits - 1) {
+                const uint32_t at_k = static_cast<uint32_t>(word * 32) + __ffs(bits) - 1;
+                to.list[at++] = {at_k, Float<type>::load(x[at_k])};
+            }
+        if (threadIdx.x == 0)
+            to.of->outliers = outliers.all;
     }
-    sum = block_sum(sum, scratch.sum); // and summary is complete
-    for (size_t c = threadIdx.x; c < chunks; c += ROW_THREADS)
-        row.summary[c] = scratch.summary[c];
-    if (threadIdx.x == 0) {
-        *row.largest = most;
-        *row.sum = sum;
-    }
-    __syncthreads(); // the next row reuses scratch
+    __syncthreads(); // the row is there, and scratch free
 }
 
-template <lowbit_float type>
-__global__ void __launch_bounds__(ROW_THREADS)
+// A row in each block; all of them fill zeros, for kernels to come.
+template <lowbit_float type, int THREADS>
+__global__ void __launch_bounds__(THREADS)
     quantize_rows_kernel(const lb_bits<type> *x, size_t x_stride, size_t k, float t,
-                         lowbit_cuda_int8_rows rows, uint32_t *columns) {
-    LB_SHARED(scratch, RowScratch);
+                         lowbit_cuda_int8_rows rows, lowbit_cuda_int8_columns *columns,
+                         uint4 *zeros, size_t count) {
+    ptx::begin_next();
+    for (size_t i = blockIdx.x * THREADS + threadIdx.x; i < count; i += gridDim.x * THREADS)
+        zeros[i] = make_uint4(0, 0, 0, 0);
+    LB_SHARED(scratch, RowScratch<THREADS>);
     const size_t m = blockIdx.x;
-    const QuantizedRow row = {rows.q + m * rows.stride, rows.largest + m, rows.sum + m,
-                              rows.mask + m * 32 * rows.chunks, rows.summary + m * rows.chunks};
-    quantize_row<type>(x + m * x_stride, k, rows.stride, rows.chunks, t, scratch, row, columns);
+    quantize_row<type>(x + m * x_stride, k, rows.stride, t, scratch,
+                       {rows.q + m * rows.stride, rows.mask + m * (rows.stride / 32),
+                        rows.of_row + m, rows.list + m * LISTED},
+                       columns);
+}
+
+// Sixteen codes of a row from element `at` on, zeros beyond its end k.
+template <bool ALIGNED>
+__device__ __forceinline__ uint4 load_codes(const int8_t *row, size_t at, size_t k, bool there) {
+    if (!there || at >= k)
+        return make_uint4(0, 0, 0, 0);
+    if (ALIGNED) // then k is a multiple of 16
+        return ptx::ldg_nc_v4(row + at);
+    uint32_t words[4] = {0, 0, 0, 0};
+    for (int i = 0; i < 16; i++)
+        if (at + i < k)
+            words[i / 4] |= static_cast<uint32_t>(static_cast<uint8_t>(row[at + i])) << (i % 4 * 8);
+    return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
 // A weight's scale and offset.
@@ -130,8 +231,7 @@ struct Scale {
         const float code = static_cast<float>(q);
         return has_offset ? __fmaf_rn(code, s, offset) : __fmul_rn(code, s);
     }
-    __device__ __forceinline__ float product(float largest, int acc, int sum) const {
-        const float r = __fdiv_rn(largest, 127.0f);
+    __device__ __forceinline__ float product(float r, int acc, int sum) const {
         float value = __fmul_rn(s, static_cast<float>(acc));
         if (has_offset)
             value =
@@ -140,47 +240,81 @@ struct Scale {
     }
 };
 
-__device__ __forceinline__ Scale scale_of(const lowbit_cuda_int8_linear &a, size_t n) {
+// What a column of y needs besides the sums; zeros beyond the last. Without a bias y + 0 is y: that is
+// never -0, as o is not.
+struct OfColumn {
+    float s, offset, bias;
+
+    __device__ __forceinline__ Scale scale(const lowbit_cuda_int8_linear &a) const {
+        return {s, offset, a.offset != nullptr};
+    }
+};
+__device__ __forceinline__ OfColumn column_of(const lowbit_cuda_int8_linear &a, size_t n) {
+    if (n >= a.n)
+        return {};
     return {__fdiv_rn(lb_load_any(a.scale_type, a.absmax, n), 127.0f),
-            a.offset ? lb_load_any(a.scale_type, a.offset, n) : 0.0f, a.offset != nullptr};
+            a.offset ? lb_load_any(a.scale_type, a.offset, n) : 0.0f,
+            a.bias ? lb_load_any(a.bias_type, a.bias, n) : 0.0f};
 }
 
-// o for COLUMNS columns of y at once: load(k, codes) fetches their codes in column k. Chunks without
-// outliers would add +0 to a sum that is never -0.
-template <int COLUMNS, class Load>
-__device__ __forceinline__ void outlier_sums(lowbit_float type, const void *x, size_t row,
-                                             const uint32_t *mask, const uint32_t *summary,
-                                             size_t chunks, const Scale (&scales)[COLUMNS],
-                                             float (&o)[COLUMNS], Load load) {
-    for (int j = 0; j < COLUMNS; j++)
-        o[j] = 0.0f;
-    for (size_t chunk = 0; chunk < chunks; chunk++) {
-        uint32_t words = summary[chunk];
-        if (!words)
-            continue;
-        float c[COLUMNS] = {};
-        for (; words; words &= words - 1) {
-            const size_t word = chunk * 32 + __ffs(words) - 1;
-            for (uint32_t bits = mask[word]; bits; bits &= bits - 1) {
-                const size_t k = word * 32 + __ffs(bits) - 1;
-                const float value = lb_load_any(type, x, row + k);
-                int codes[COLUMNS];
-                load(k, codes);
-                for (int j = 0; j < COLUMNS; j++)
-                    c[j] = __fmaf_rn(value, scales[j].weight(codes[j]), c[j]);
+// o for COLUMNS columns of y at once, from outliers in ascending k. Chunks without outliers would add
+// +0 to a sum that is never -0.
+template <int COLUMNS> struct OutlierSums {
+    const Scale (&scales)[COLUMNS];
+    float done[COLUMNS] = {}, c[COLUMNS] = {}; // c: of the chunk
+    uint32_t chunk = 0;
+
+    __device__ __forceinline__ explicit OutlierSums(const Scale (&scales_)[COLUMNS])
+        : scales(scales_) {}
+    __device__ __forceinline__ void add(uint32_t k, float x, const int (&codes)[COLUMNS]) {
+        if (k / LOWBIT_CUDA_CHUNK != chunk) {
+            for (int j = 0; j < COLUMNS; j++) {
+                done[j] = __fadd_rn(done[j], c[j]);
+                c[j] = 0.0f;
             }
+            chunk = k / LOWBIT_CUDA_CHUNK;
         }
         for (int j = 0; j < COLUMNS; j++)
-            o[j] = __fadd_rn(o[j], c[j]);
+            c[j] = __fmaf_rn(x, scales[j].weight(codes[j]), c[j]);
     }
+    __device__ __forceinline__ float sum(int j) const { return __fadd_rn(done[j], c[j]); }
+};
+
+// Calls f(k, x) for the outliers of row m that come after column `last`.
+template <class F>
+__device__ __forceinline__ void each_unlisted(const lowbit_cuda_int8_linear &a,
+                                              const uint32_t *mask, size_t m, uint32_t last, F f) {
+    const size_t words = a.rows.stride / 32;
+    uint32_t after = last % 32 == 31 ? 0 : ~0u << (last % 32 + 1); // of the first word
+    for (size_t word = last / 32; word < words; word++, after = ~0u)
+        for (uint32_t bits = mask[word] & after; bits; bits &= bits - 1) {
+            const uint32_t k = static_cast<uint32_t>(word * 32) + __ffs(bits) - 1;
+            f(k, lb_load_any(a.x_type, a.x, m * a.x_stride + k));
+        }
 }
 
-__device__ __forceinline__ void store_output(const lowbit_cuda_int8_linear &a, size_t m, size_t n,
-                                             float main, float o) {
-    float y = __fadd_rn(main, o);
-    if (a.bias)
-        y = __fadd_rn(y, lb_load_any(a.bias_type, a.bias, n));
-    lb_store_any(a.y_type, a.y, m * a.y_stride + n, y);
+__device__ __forceinline__ float output(const OfRow &row, const OfColumn &column,
+                                        const Scale &scale, int32_t acc, float o) {
+    return __fadd_rn(__fadd_rn(scale.product(row.r, acc, row.sum), o), column.bias);
+}
+
+// Four neighbours in a row of y; nothing beyond its end.
+__device__ __forceinline__ void store_outputs(const lowbit_cuda_int8_linear &a, size_t m, size_t n,
+                                              const float (&values)[4]) {
+    const size_t size = a.y_type == f32 ? 4 : 2;
+    char *to = static_cast<char *>(a.y) + (m * a.y_stride + n) * size;
+    if (n + 4 > a.n || !lb_aligned(to, 4 * size)) {
+        for (int j = 0; j < 4 && n + j < a.n; j++)
+            lb_store_any(a.y_type, to, j, values[j]);
+    } else if (a.y_type == f32) {
+        lb_store<f32>(reinterpret_cast<uint32_t *>(to), values);
+    } else {
+        lb_pack<uint16_t, 4> pack;
+        for (int j = 0; j < 4; j++)
+            pack.set(j, a.y_type == f16 ? Float<f16>::store(values[j])
+                                        : Float<bf16>::store(values[j]));
+        lb_write(reinterpret_cast<uint16_t *>(to), pack);
+    }
 }
 
 } // namespace

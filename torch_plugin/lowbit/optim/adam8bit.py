@@ -343,7 +343,10 @@ class Adam8bit(torch.optim.Optimizer):
                 [_scales(t, p, group["blocksize"]) for t, p in zip(absmax, params, strict=True)]
                 for absmax in (exp_avg_absmax, exp_avg_sq_absmax)
             ]
-            none = torch.empty(0, dtype=torch.float32, device=device)
+            kept: list[Tensor] = []
+            if any(master is not None for master in masters):
+                none = torch.empty(0, dtype=torch.float32, device=device)
+                kept = [none if master is None else master for master in masters]
             values = [p.contiguous() for p in params]
             torch.ops.lowbit.adam8bit_step_(
                 values,
@@ -352,7 +355,7 @@ class Adam8bit(torch.optim.Optimizer):
                 scales[0],
                 moments[1],
                 scales[1],
-                [none if master is None else master for master in masters],
+                kept,
                 codebooks.shared(codebooks.DYNAMIC, device),
                 codebooks.shared(codebooks.DYNAMIC_UNSIGNED, device),
                 *numbers,
