@@ -87,8 +87,10 @@ lowbit_status lowbit_int8_matmul_cuda(const char *op, const lowbit_tensor *a,
                                       void *stream) {
     if (!b->rows)
         return LOWBIT_OK;
-    for (size_t m = 0; m < a->rows; m += BLOCK_M) { // a grid has no room for any number of tiles
-        const size_t rows = a->rows - m < BLOCK_M ? a->rows - m : BLOCK_M;
+    // A grid has no room for any number of tiles. Within a tile of up to 128 rows offsets have 32 bits.
+    const size_t block = a->stride < (size_t)1 << 25 ? BLOCK_M : 1;
+    for (size_t m = 0; m < a->rows; m += block) {
+        const size_t rows = a->rows - m < block ? a->rows - m : block;
         LOWBIT_TRY(lowbit_cuda_status(
             op, lowbit_int8_matmul_launch(
                     (const int8_t *)a->data + m * a->stride, a->stride, b->data, rows, b->rows,

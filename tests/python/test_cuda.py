@@ -339,6 +339,9 @@ def test_many_elements_int8(many: Tensor) -> None:
     assert same_bits(y[LAST].cpu(), ops.int8_linear(few, *expected, threshold=3.0))
     product = ops.int8_matmul(q, expected[0].to(GPU))
     assert same_bits(product[LAST].cpu(), ops.int8_matmul(expected[0], expected[0]))
+    apart = many.view(torch.int8).flatten().as_strided((65, 4096), (1 << 26, 1))
+    product = ops.int8_matmul(apart, expected[0].to(GPU))
+    assert same_bits(product.cpu(), ops.int8_matmul(apart.cpu(), expected[0]))
 
 
 def test_many_elements_lut4(many: Tensor) -> None:
