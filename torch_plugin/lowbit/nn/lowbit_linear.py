@@ -116,7 +116,7 @@ class LowbitLinear(LowbitModule, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         kind = x.device.type
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):  # not on meta
+        if kind != "meta" and torch.is_autocast_enabled(kind):
             x = x.to(torch.get_autocast_dtype(kind))
         return self._multiply(
             x if self.compute_dtype is None else x.to(self.compute_dtype), x.dtype
