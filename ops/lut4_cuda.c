@@ -56,10 +56,6 @@ static size_t most_rows(lowbit_dtype x) {
     return x == LOWBIT_BFLOAT16 ? 256 : x == LOWBIT_FLOAT16 ? 128 : SIZE_MAX;
 }
 
-bool lowbit_lut4_linear_cuda_takes(const lowbit_lut4_weight *weight, const lowbit_tensor *x) {
-    return x->rows <= most_rows(x->dtype) && fits(weight, x->cols);
-}
-
 static int splits_of(size_t m, size_t n, size_t k) {
     const size_t tiles = ((m + TILE_M - 1) / TILE_M) * ((n + TILE_N - 1) / TILE_N);
     size_t splits = tiles ? BLOCKS / tiles : 1;
@@ -90,14 +86,16 @@ lowbit_status lowbit_lut4_linear_cuda(const char *op, const lowbit_lut4_linear_a
                                       void *stream, void *workspace, size_t workspace_size) {
     const lowbit_tensor *x = args->x, *y = args->y;
     const size_t rows = x->rows, n = y->cols, k = x->cols;
-    LOWBIT_TRY(lowbit_check_workspace(op, workspace, workspace_size,
-                                      lowbit_lut4_linear_cuda_workspace_size(rows, n, k)));
-    if (!fits(&args->weight, k))
+    if (rows > most_rows(x->dtype) || !fits(&args->weight, k))
         return lowbit_fail(
             LOWBIT_UNSUPPORTED,
-            "%s: on a GPU, k is %zu, blocksize %zu and packed at %p; expected k a "
-            "multiple of blocksize, that at least 64, and packed aligned to 16 bytes",
-            op, k, args->weight.blocksize, args->weight.packed->data);
+            "%s: on a GPU, x has %zu rows, k is %zu, blocksize %zu and packed at %p; expected at "
+            "most "
+            "256 rows in bfloat16 and 128 in float16, k a multiple of blocksize, that at least 64, "
+            "and packed aligned to 16 bytes",
+            op, rows, k, args->weight.blocksize, args->weight.packed->data);
+    LOWBIT_TRY(lowbit_check_workspace(op, workspace, workspace_size,
+                                      lowbit_lut4_linear_cuda_workspace_size(rows, n, k)));
     lowbit_cuda_lut4_linear c = {
         .n = n,
         .k = k,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 
-#include "tensor_bridge.h"
+#include "torch_product.h"
 
 namespace lowbit {
 
@@ -12,14 +12,6 @@ static Tensor int8_linear_grad_input(const Tensor &grad_output, const Tensor &we
     const Shape rows = {weight.size(0)};
     const View scale = vector_of(op, "absmax", absmax, rows);
     const std::optional<View> base = vector_of(op, "offset", offset, rows);
-    if (op.on_cuda()) { // torch's product, by way of the whole weight
-        const View floats =
-            new_rows(op, "weight", weight, shape_of(weight), grad_output.scalar_type());
-        const lowbit_executor gpu = op.executor();
-        check(lowbit_int8_dequantize(&codes.tensor, &scale.tensor, pointer(base), &floats.tensor,
-                                     &gpu));
-        return torch::stable::matmul(grad_output, floats.owner);
-    }
     const View out = new_rows(op, "grad_input", grad_output, with_last(grad_output, weight.size(1)),
                               grad_output.scalar_type());
     const lowbit_executor threads = op.executor();
@@ -33,7 +25,12 @@ static Tensor int8_linear_grad_input(const Tensor &grad_output, const Tensor &we
         .offset = pointer(base),
         .grad_input = &out.tensor,
     };
-    check(lowbit_int8_linear_grad_input(&args, &threads, workspace.data(), workspace.size()));
+    if (served(lowbit_int8_linear_grad_input(&args, &threads, workspace.data(), workspace.size())))
+        return out.owner;
+    const View floats = new_rows(op, "weight", weight, shape_of(weight), grad_output.scalar_type());
+    check(lowbit_int8_dequantize(&codes.tensor, &scale.tensor, pointer(base), &floats.tensor,
+                                 &threads));
+    matmul_out(grad_output, floats.owner, out.owner);
     return out.owner;
 }
 

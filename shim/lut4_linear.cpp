@@ -1,18 +1,9 @@
 // SPDX-License-Identifier: MIT
 
 #include "lut4_weight.h"
+#include "torch_product.h"
 
 namespace lowbit {
-
-#if LOWBIT_CUDA
-// Torch's own, which rounds once.
-static Tensor linear(const Tensor &x, const Tensor &weight, const OptionalTensor &bias) {
-    StableIValue stack[] = {torch::stable::detail::from(x), torch::stable::detail::from(weight),
-                            torch::stable::detail::from(bias)};
-    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "", stack, TORCH_ABI_VERSION));
-    return torch::stable::detail::to<Tensor>(stack[0]);
-}
-#endif
 
 static Tensor lut4_linear(const Tensor &x, const Tensor &packed, const Tensor &absmax,
                           const Tensor &codebook, const OptionalTensor &bias, int64_t blocksize,
@@ -30,16 +21,6 @@ static Tensor lut4_linear(const Tensor &x, const Tensor &packed, const Tensor &a
     const int64_t n = 2 * packed.numel() / k; // an odd last byte holds half of a code too many
     const std::optional<View> shift = vector_of(op, "bias", bias, {n});
     const ScalarType type = float_type(op, "out_dtype", out_dtype, x.scalar_type());
-#if LOWBIT_CUDA
-    const lowbit_lut4_weight tensors = weight.tensors();
-    if (op.on_cuda() && !lowbit_lut4_linear_cuda_takes(&tensors, &in.tensor)) {
-        const Tensor floats = weight.dequantized(op, {n, k}, x.scalar_type()).owner;
-        if (!bias)
-            return torch::stable::to(linear(x, floats, bias), type);
-        return torch::stable::to(linear(x, floats, torch::stable::to(*bias, x.scalar_type())),
-                                 type);
-    }
-#endif
     const View out = new_rows(op, "y", x, with_last(x, n), type);
     const lowbit_executor threads = op.executor();
     const Workspace workspace(x,
@@ -51,8 +32,17 @@ static Tensor lut4_linear(const Tensor &x, const Tensor &packed, const Tensor &a
         .bias = pointer(shift),
         .y = &out.tensor,
     };
-    check(lowbit_lut4_linear(&args, &threads, workspace.data(), workspace.size()));
-    return out.owner;
+    if (served(lowbit_lut4_linear(&args, &threads, workspace.data(), workspace.size())))
+        return out.owner;
+    OptionalTensor shift_as_x;
+    if (bias)
+        shift_as_x = torch::stable::to(*bias, x.scalar_type());
+    const Tensor floats = weight.dequantized(op, {n, k}, x.scalar_type()).owner;
+    const Tensor y = type == x.scalar_type()
+                         ? out.owner
+                         : new_rows(op, "y", x, with_last(x, n), x.scalar_type()).owner;
+    linear_out(x, floats, shift_as_x, y);
+    return torch::stable::to(y, type);
 }
 
 } // namespace lowbit

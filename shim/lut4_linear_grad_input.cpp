@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 
 #include "lut4_weight.h"
+#include "torch_product.h"
 
 namespace lowbit {
 
@@ -16,11 +17,6 @@ static Tensor lut4_linear_grad_input(const Tensor &grad_output, const Tensor &pa
                             nested_offset);
     if (in_features < 0)
         refuse(op, "in_features", " is ", in_features, ", expected a number that is not negative");
-    if (op.on_cuda()) { // torch's product, by way of the whole weight
-        const Shape shape = {grad_output.size(grad_output.dim() - 1), in_features};
-        return torch::stable::matmul(
-            grad_output, weight.dequantized(op, shape, grad_output.scalar_type()).owner);
-    }
     const View out = new_rows(op, "grad_input", grad_output, with_last(grad_output, in_features),
                               grad_output.scalar_type());
     const lowbit_executor threads = op.executor();
@@ -32,7 +28,11 @@ static Tensor lut4_linear_grad_input(const Tensor &grad_output, const Tensor &pa
         .weight = weight.tensors(),
         .grad_input = &out.tensor,
     };
-    check(lowbit_lut4_linear_grad_input(&args, &threads, workspace.data(), workspace.size()));
+    if (served(lowbit_lut4_linear_grad_input(&args, &threads, workspace.data(), workspace.size())))
+        return out.owner;
+    const Shape shape = {grad_output.size(grad_output.dim() - 1), in_features};
+    matmul_out(grad_output, weight.dequantized(op, shape, grad_output.scalar_type()).owner,
+               out.owner);
     return out.owner;
 }
 

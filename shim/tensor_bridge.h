@@ -341,6 +341,14 @@ inline void check(lowbit_status status) {
         throw std::runtime_error(std::string("lowbit::") + lowbit_last_error());
 }
 
+// False for a valid call that the library leaves to torch on this device.
+inline bool served(lowbit_status status) {
+    if (status == LOWBIT_UNSUPPORTED)
+        return false;
+    check(status);
+    return true;
+}
+
 } // namespace lowbit
 
 // Registers lowbit::name, one function for all devices that this build serves.

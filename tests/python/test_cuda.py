@@ -549,6 +549,38 @@ def test_several_devices() -> None:
     assert same_bits(theirs.cpu(), mine)
 
 
+def test_products_by_torch_behind_an_operator() -> None:
+    """Autocast does not choose their type, and errors name the operator."""
+    table = codebooks.shared("nf4", GPU)
+    weight = torch.randn(48, 96, device=GPU)
+    packed, absmax = ops.lut4_quantize(weight, table, 32)  # of no size that the kernels take
+    x, grad = torch.randn(2, 3, 96, device=GPU), torch.randn(2, 3, 48, device=GPU)
+    bias = torch.randn(48, device=GPU)
+    lut4 = packed, absmax, table
+
+    def run() -> list[Tensor]:
+        return [
+            ops.lut4_linear(x, *lut4, bias, 32),
+            ops.lut4_linear(x[0, 0], *lut4, bias, 32),
+            ops.lut4_linear_grad_input(grad, *lut4, 96, 32),
+            ops.int8_linear_grad_input(grad, *ops.int8_quantize(weight)),
+        ]
+
+    expected = run()
+    with torch.autocast("cuda", torch.bfloat16):
+        assert all(map(same_bits, run(), expected))
+    values = ops.lut4_dequantize(*lut4, (48, 96), torch.float32, 32)
+    torch.testing.assert_close(expected[0], nn.functional.linear(x, values, bias))
+    torch.testing.assert_close(expected[1], expected[0][0, 0])
+    torch.testing.assert_close(expected[2], grad @ values)
+    with pytest.raises(RuntimeError, match="lut4_linear: bias"):
+        ops.lut4_linear(x, *lut4, bias[1:], 32)
+    with pytest.raises(RuntimeError, match="lut4_linear_grad_input: blocksize"):
+        ops.lut4_linear_grad_input(grad, *lut4, 96, 33)
+    with pytest.raises(RuntimeError, match="int8_linear_grad_input: weight"):
+        ops.int8_linear_grad_input(grad[..., 1:], *ops.int8_quantize(weight))
+
+
 def test_errors_leave_the_device_usable() -> None:
     x = torch.randn(3, 128, device=GPU)
     q, absmax = ops.int8_quantize(torch.randn(48, 128, device=GPU))

@@ -8,8 +8,6 @@
 #include "lowbit/status.h"
 #include "lowbit/tensor.h"
 
-#include <stdbool.h>
-
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -32,19 +30,15 @@ typedef struct lowbit_lut4_linear_args {
 // workspace: at least lowbit_lut4_linear_workspace_size(M, N, K, executor's max_tasks or 1) bytes,
 // aligned to 64. It grows with min(M, 1024) * K, with N and with the number of tasks, never with N * K.
 // On a GPU max_tasks is 0 in that call, and it grows with min(M, 1024) * (K + N). There K is a multiple
-// of 64 and of the blocksize, which is at least 64, and packed is aligned to 16 bytes; other weights
-// are LOWBIT_UNSUPPORTED. A row of x with an infinity may become NaN there.
+// of 64 and of the blocksize, which is at least 64, packed is aligned to 16 bytes, and M is at most 256
+// in bfloat16 and 128 in float16. Other calls are LOWBIT_UNSUPPORTED: it is faster to dequantize the
+// weight once and leave the product of many rows to another library. A row of x with an infinity may
+// become NaN there.
 LOWBIT_API lowbit_status lowbit_lut4_linear(const lowbit_lut4_linear_args *args,
                                             const lowbit_executor *executor, void *workspace,
                                             size_t workspace_size);
 
 LOWBIT_API size_t lowbit_lut4_linear_workspace_size(size_t m, size_t n, size_t k, size_t max_tasks);
-
-// In a build with CUDA: whether a GPU multiplies x with such a weight by lowbit_lut4_linear. Otherwise, as
-// for many rows in 16 bits, it is faster to dequantize the weight once and leave the product to another
-// library.
-LOWBIT_API bool lowbit_lut4_linear_cuda_takes(const lowbit_lut4_weight *weight,
-                                              const lowbit_tensor *x);
 
 // The micro-kernel that a call with these sizes runs, for reports: "bf16_8x16__avx512bf16", of the lut4
 // family for few rows, of the dense family for more.
