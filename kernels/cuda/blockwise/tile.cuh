@@ -76,13 +76,20 @@ __device__ __forceinline__ float inverse(float absmax) {
 template <bool with_signs, int V>
 __device__ __forceinline__ lb_pack<uint8_t, V>
 encode(const Encoder<with_signs> &encoder, bool direct, const float (&values)[V], float inverse) {
-    lb_pack<uint8_t, V> codes;
+    uint32_t found[V]; // the codes, in bits 16 to 23
     if (direct)
         for (int k = 0; k < V; k++)
-            lb_encode_direct(encoder, __fmul_rn(values[k], inverse), k % 4, codes.word[k / 4]);
+            found[k] = lb_encode_direct(encoder, __fmul_rn(values[k], inverse));
     else
         for (int k = 0; k < V; k++)
-            lb_encode_search(encoder, __fmul_rn(values[k], inverse), k % 4, codes.word[k / 4]);
+            found[k] = lb_encode_search(encoder, __fmul_rn(values[k], inverse));
+    lb_pack<uint8_t, V> codes;
+    if constexpr (V == 1)
+        codes.set(0, (uint8_t)(found[0] >> 16));
+    else
+        for (int k = 0; k < V; k += 4)
+            codes.word[k / 4] = __byte_perm(__byte_perm(found[k], found[k + 1], 0x62),
+                                            __byte_perm(found[k + 2], found[k + 3], 0x62), 0x5410);
     return codes;
 }
 
