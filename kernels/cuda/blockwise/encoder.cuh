@@ -103,21 +103,30 @@ __device__ bool lb_encoder_init(Encoder<with_signs> &e, const float *codebook) {
     return __syncthreads_and(direct);
 }
 
-// Both find the code of v, |v| < 1 + 2^-7, and leave it in bits 16 to 23; the first one only if
-// lb_encoder_init returned true.
-template <bool with_signs>
-__device__ __forceinline__ uint32_t lb_encode_direct(const Encoder<with_signs> &e, float v) {
-    const uint32_t magnitude = __float_as_uint(fmaxf(fabsf(v), 0x1p-24f));
-    const int sign = with_signs ? __float_as_int(v) >> 31 : 0, bucket = (int)(magnitude >> 16);
-    return e.bucket[bucket - LOWBIT_BLOCKWISE_FIRST - sign * LOWBIT_BLOCKWISE_BUCKETS] +
-           lb_order<with_signs>(v);
+// Both find the codes of numbers v, |v| < 1 + 2^-7, and leave them in bits 16 to 23; the first one only
+// if lb_encoder_init returned true.
+template <bool with_signs, int n>
+__device__ __forceinline__ void lb_encode_direct(const Encoder<with_signs> &e, const float (&v)[n],
+                                                 uint32_t (&codes)[n]) {
+    for (int i = 0; i < n; i++) {
+        const uint32_t magnitude = __float_as_uint(fmaxf(fabsf(v[i]), 0x1p-24f));
+        const int sign = with_signs ? __float_as_int(v[i]) >> 31 : 0,
+                  bucket = (int)__byte_perm(magnitude, 0, 0x4432);
+        codes[i] = e.bucket[bucket - LOWBIT_BLOCKWISE_FIRST - sign * LOWBIT_BLOCKWISE_BUCKETS] +
+                   lb_order<with_signs>(v[i]);
+    }
 }
-template <bool with_signs>
-__device__ __forceinline__ uint32_t lb_encode_search(const Encoder<with_signs> &e, float v) {
-    uint32_t code = 0;
+template <bool with_signs, int n>
+__device__ __forceinline__ void lb_encode_search(const Encoder<with_signs> &e, const float (&v)[n],
+                                                 uint32_t (&codes)[n]) {
+    for (int i = 0; i < n; i++)
+        codes[i] = 0;
+#pragma unroll 1
     for (uint32_t step = 128; step; step /= 2)
-        code += v > e.threshold[code + step - 1] ? step : 0;
-    return code << 16;
+        for (int i = 0; i < n; i++)
+            codes[i] += v[i] > e.threshold[codes[i] + step - 1] ? step : 0;
+    for (int i = 0; i < n; i++)
+        codes[i] <<= 16;
 }
 
 #endif
