@@ -21,7 +21,7 @@ constexpr unsigned PARAMS = 400; // in one launch
 
 struct Param : lowbit_adam8bit_cuda_param {
     uint32_t end; // the number of the first tile behind it
-    int kind;     // of those below that its whole vectors are of; -1 if not all are aligned
+    int kind;     // of Vectors for its whole tiles; -1 if not all are aligned
 };
 
 constexpr __host__ __device__ int kind_of(bool has_master, lowbit_float param, lowbit_float grad) {
@@ -105,9 +105,8 @@ class Plain {
         const float g = __fmaf_rn(rule.l2, p, __fmul_rn(grad, rule.scale));
         m = __fmaf_rn(rule.b1, m, __fmul_rn(rule.r1, g));
         v = __fmaf_rn(rule.b2, v, __fmul_rn(rule.r2, __fmul_rn(g, g)));
-        const float least = __fmul_rn(fabsf(m), rule.floor);
-        const float d =
-            __fadd_rn(fmaxf(lb_plain_root(v, ptx::rsqrt(fmaxf(v, 0x1p-101f))), least), rule.e);
+        const float root = lb_plain_root(v, ptx::rsqrt(v)), least = __fmul_rn(fabsf(m), rule.floor);
+        const float d = __fadd_rn(fmaxf(root, least), rule.e); // the root of 0 is NaN here
         p = __fmaf_rn(-rule.size, lb_plain_quotient(m, d, ptx::rcp(d)), __fmul_rn(p, rule.keep));
         most_m_ = fmaxf(most_m_, fabsf(m));
         least_m_ = min(least_m_, (__float_as_uint(m) << 1) - 1);
@@ -189,7 +188,7 @@ __device__ __forceinline__ void step_at(const Param &p, size_t at, const Shared 
         lb_store_any(f32, p.master, at, value);
 }
 
-// The same of vector `at`, if class Plain can, with the largest magnitudes. Otherwise changes nothing in
+// The same of vector `at`, with the largest magnitudes, if class Plain can. Otherwise changes nothing in
 // memory and returns false.
 template <class Access, int V>
 __device__ __forceinline__ bool
@@ -207,24 +206,23 @@ step_plain(const Param &p, size_t at, const Shared &shared, const Rule &rule, fl
                          scale2);
         plain.step(rule, grads[k], values[k], m[k], v[k]);
     }
+    most_m = plain.most_m();
+    most_v = plain.most_v();
     const auto packed = Access::pack(values);
     if (!plain.right(rule))
         return false;
-    most_m = plain.most_m();
-    most_v = plain.most_v();
     Access::store(p, at, packed);
     return true;
 }
 
-// The tile of a parameter that begins with this element. All its vectors are whole. Contains one
-// barrier.
+// The tile of a parameter that begins with this element: a whole one, unless V = 1. Contains one barrier.
 template <class Access>
 __device__ __forceinline__ void step_tile(const Param &p, size_t first, unsigned log2_blocksize,
                                           Shared &shared, bool direct1, bool direct2,
                                           uint32_t (&largest)[2][TILE_BLOCKS]) {
     constexpr int V = Access::V, steps = PER_THREAD / V;
     const Rule rule = shared.rule;
-    const unsigned n = (unsigned)min(p.n - first, (size_t)TILE);
+    const unsigned n = V > 1 ? TILE : (unsigned)min(p.n - first, (size_t)TILE);
     float *absmax1 = p.exp_avg_absmax + (first >> log2_blocksize);
     float *absmax2 = p.exp_avg_sq_absmax + (first >> log2_blocksize);
     float m[steps][V] = {}, v[steps][V] = {}, most1[steps] = {}, most2[steps] = {};
@@ -232,7 +230,7 @@ __device__ __forceinline__ void step_tile(const Param &p, size_t first, unsigned
 #pragma unroll
     for (unsigned step = 0; step < steps; step++) {
         const unsigned i = first_of_step<V>(step), block = i >> log2_blocksize;
-        if (i >= n)
+        if (V == 1 && i >= n)
             break;
         if constexpr (V > 1)
             if (step_plain<Access>(p, first + i, shared, rule, absmax1[block], absmax2[block],
@@ -253,8 +251,8 @@ __device__ __forceinline__ void step_tile(const Param &p, size_t first, unsigned
                 if (k == j) {
                     m[k / V][k % V] = m_i;
                     v[k / V][k % V] = v_i;
-                    most1[k / V] = fmaxf(most1[k / V], fabsf(m_i));
-                    most2[k / V] = fmaxf(most2[k / V], fabsf(v_i)); // v may be -0
+                    most1[k / V] = fmaxf(k % V ? most1[k / V] : 0, fabsf(m_i));
+                    most2[k / V] = fmaxf(k % V ? most2[k / V] : 0, fabsf(v_i)); // v may be -0
                 }
         }
     note_largest<V>(most1, log2_blocksize, largest[0]);
@@ -264,7 +262,7 @@ __device__ __forceinline__ void step_tile(const Param &p, size_t first, unsigned
 #pragma unroll
     for (unsigned step = 0; step < steps; step++) {
         const unsigned i = first_of_step<V>(step), block = i >> log2_blocksize;
-        if (i >= n)
+        if (V == 1 && i >= n)
             break;
         if (step == 0 || !one_block(log2_blocksize)) {
             inverse1 = inverse(__uint_as_float(largest[0][block]));
@@ -320,7 +318,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS_PER_MULTIPROCESSOR)
                                         shared.largest[turn]);
         };
         // Types at run time within step_tile would cost registers.
-        switch (p.n - first >= TILE || p.n % 8 == 0 ? p.kind : -1) {
+        switch (p.n - first >= TILE ? p.kind : -1) {
 #define CASE(has_master, param, grad)                                                              \
     case kind_of(has_master, param, grad): step(Vectors<has_master, param, grad>()); break
             CASE(false, f32, f32);

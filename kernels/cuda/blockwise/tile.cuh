@@ -55,9 +55,9 @@ __device__ __forceinline__ void note_largest(const float (&most)[STEPS], // a th
         if (lane % lanes == 0)
             atomicMax(&largest[first_of_step<V>(step) >> log2_blocksize], bits);
     };
-    float all = 0;
+    float all = most[0];
 #pragma unroll
-    for (unsigned step = 0; step < STEPS; step++)
+    for (unsigned step = 1; step < STEPS; step++)
         all = fmaxf(all, most[step]);
     if (one_block(log2_blocksize))
         note(all, 0, LB_WARP);
@@ -69,9 +69,9 @@ __device__ __forceinline__ void note_largest(const float (&most)[STEPS], // a th
 
 // 1 / absmax, or 0 where that would overflow.
 __device__ __forceinline__ float inverse(float absmax) {
-    if (absmax > 0x1p125f)
-        return __fdiv_rn(1.0f, absmax);
-    return absmax >= 0x1p-126f ? lb_plain_quotient(1.0f, absmax, ptx::rcp(absmax)) : 0.0f;
+    if (absmax >= 0x1p-126f && absmax <= 0x1p125f)
+        return lb_plain_quotient(1.0f, absmax, ptx::rcp(absmax));
+    return absmax > 1 ? __fdiv_rn(1.0f, absmax) : 0.0f;
 }
 
 template <bool with_signs, int V>

@@ -11,7 +11,7 @@
 
 #include <lb_cuda.cuh>
 
-// Of 0, or v >= 2^-101.
+// v >= 2^-101. NaN for 0.
 __device__ __forceinline__ float lb_plain_root(float v, float approximation) {
     const float root = __fmul_rn(v, approximation);
     return __fmaf_rn(__fmaf_rn(-root, root, v), __fmul_rn(0.5f, approximation), root);
