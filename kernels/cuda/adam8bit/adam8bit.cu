@@ -262,7 +262,7 @@ __device__ __forceinline__ void step_tile(const Param &p, size_t first, unsigned
 #pragma unroll
     for (unsigned step = 0; step < steps; step++) {
         const unsigned i = first_of_step<V>(step), block = i >> log2_blocksize;
-        if (V == 1 && i >= n)
+        if (V == 1 && !(others >> step & 1))
             break;
         if (step == 0 || !one_block(log2_blocksize)) {
             inverse1 = inverse(__uint_as_float(largest[0][block]));
@@ -306,21 +306,26 @@ __global__ void __launch_bounds__(THREADS, BLOCKS_PER_MULTIPROCESSOR)
     const bool direct2 = lb_encoder_init(shared.encoder2, s.codebook2);
     const uint32_t tiles = s.param[s.params - 1].end;
     unsigned turn = 0, i = 0;
-    for (uint32_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        const unsigned next = turn < 2 ? turn + 1 : 0;
-        if (threadIdx.x < TILE_BLOCKS)
-            shared.largest[next][0][threadIdx.x] = shared.largest[next][1][threadIdx.x] = 0;
+    for (uint32_t tile = blockIdx.x; tile < tiles;) {
         i = param_of(s, tile, i);
         const Param &p = s.param[i];
-        const size_t first = (size_t)(tile - (i ? s.param[i - 1].end : 0)) * TILE;
-        const auto step = [&](auto access) {
-            step_tile<decltype(access)>(p, first, s.log2_blocksize, shared, direct1, direct2,
-                                        shared.largest[turn]);
+        const uint32_t begin = i ? s.param[i - 1].end : 0, partial = begin + (uint32_t)(p.n / TILE);
+        const auto step_until = [&](uint32_t end, auto access) {
+            for (; tile < end; tile += gridDim.x) {
+                const unsigned next = turn < 2 ? turn + 1 : 0;
+                if (threadIdx.x < TILE_BLOCKS)
+                    shared.largest[next][0][threadIdx.x] = shared.largest[next][1][threadIdx.x] = 0;
+                step_tile<decltype(access)>(p, (size_t)(tile - begin) * TILE, s.log2_blocksize,
+                                            shared, direct1, direct2, shared.largest[turn]);
+                turn = next;
+            }
         };
         // Types at run time within step_tile would cost registers.
-        switch (p.n - first >= TILE ? p.kind : -1) {
+        switch (tile < partial ? p.kind : -1) {
 #define CASE(has_master, param, grad)                                                              \
-    case kind_of(has_master, param, grad): step(Vectors<has_master, param, grad>()); break
+    case kind_of(has_master, param, grad):                                                         \
+        step_until(partial, Vectors<has_master, param, grad>());                                   \
+        break
             CASE(false, f32, f32);
             CASE(false, f32, f16);
             CASE(false, f32, bf16);
@@ -337,9 +342,8 @@ __global__ void __launch_bounds__(THREADS, BLOCKS_PER_MULTIPROCESSOR)
             CASE(true, bf16, f16);
             CASE(true, bf16, bf16);
 #undef CASE
-        default: step(Elements());
+        default: step_until(p.end, Elements());
         }
-        turn = next;
     }
 }
 
