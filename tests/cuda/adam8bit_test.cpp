@@ -239,6 +239,49 @@ TEST(CudaAdam8bit, Samples) {
         expect_steps(random, random.size(5), 12000);
 }
 
+// Numbers of every size, and zeros: in and out of where the kernel takes its short way.
+TEST(CudaAdam8bit, AnySize) {
+    Random random(316);
+    for (int i = 0; i < samples(60) && !HasFailure(); i++) {
+        Step step(random);
+        if (random.one_in(4))
+            step.host.eps = step.device.eps = 1e9;
+        std::vector<Param> params;
+        const lowbit_dtype dtype = random.pick(float_dtypes);
+        params.emplace_back(4096, step.host.blocksize, dtype, random.pick(float_dtypes),
+                            random.one_in(3));
+        Param &p = params.back();
+        const int size = (int)random.below(200) - 150; // of a gradient, in binary
+        const auto fill = [&](Tensor &tensor, int middle, bool with_sign) {
+            for (size_t k = 0, end; k < tensor->rows; k = end) {
+                end = std::min(tensor->rows, k + random.size(40));
+                const float scale =
+                    random.one_in(6) ? 0 : std::ldexp(1.0f, middle - 20 + (int)random.below(40));
+                for (size_t j = k; j < end; j++)
+                    tensor.set(j, 0,
+                               (with_sign && random.one_in(2) ? -scale : scale) *
+                                   (1 + (float)random.below(1 << 20) * 0x1p-20f));
+            }
+        };
+        fill(p.grad, size, true);
+        fill(p.param, size, true);
+        fill(p.master, size, true);
+        fill(p.exp_avg_absmax, size, false);
+        fill(p.exp_avg_sq_absmax, 2 * size, false);
+        const uint8_t zero = (uint8_t)(step.codebook1.get(127, 0) == 0 ? 127 : 0);
+        for (size_t k = 0; k < 4096; k++) {
+            p.exp_avg.at<uint8_t>(k, 0) = random.one_in(4) ? zero : (uint8_t)random.bits();
+            p.exp_avg_sq.at<uint8_t>(k, 0) = random.one_in(4) ? 0 : (uint8_t)random.bits();
+        }
+        SCOPED_TRACE(step.text() + " " + dtype_name(dtype));
+        std::vector<Param> expected = step.expected(params);
+        const DeviceParams device(params, {0});
+        const auto views = device.views();
+        EXPECT_EQ(lowbit_adam8bit_step_launch(&step.device, views.data(), 1, nullptr), 0);
+        device.expect_equal(expected);
+    }
+}
+
 // So many that it takes two launches.
 TEST(CudaAdam8bit, ManyParameters) {
     Random random(311);

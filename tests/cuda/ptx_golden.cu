@@ -99,6 +99,16 @@ __global__ void ldg_nc_v2(const uint32_t *in, uint32_t *out) {
     put(out, 0, make_uint4(v.x, v.y, 0, 0));
 }
 
+template <bool root> __global__ void reciprocal(const uint32_t *in, uint32_t *out) {
+    const uint32_t *w = of_lane(in, threadIdx.x);
+    uint32_t r[4];
+    for (int i = 0; i < 4; i++) {
+        const float x = __uint_as_float(w[i]);
+        r[i] = __float_as_uint(root ? ptx::rsqrt(x) : ptx::rcp(x));
+    }
+    put(out, r);
+}
+
 // ---- Operands: a is words 0 to 3, b 4 and 5, d 6 to 9 -------------------------------------------
 
 uint32_t any(unsigned, uint32_t bits) {
@@ -117,6 +127,9 @@ template <int mantissa, int bias> uint32_t halves(uint32_t bits) {
 template <int mantissa, int bias> uint32_t ordinary(unsigned word, uint32_t bits) {
     return word < 6 ? halves<mantissa, bias>(bits)
                     : (bits & 0x807fffff) | ((bits & 7u << 23) + (123u << 23));
+}
+uint32_t positive(unsigned, uint32_t bits) { // of 2^-4 to 2^4
+    return (bits & 0x7fffff) + ((123 + (bits >> 29)) << 23);
 }
 uint32_t subnormal_fp16(unsigned word, uint32_t bits) {
     return word < 4 ? bits & 0x83ff83ff : word < 6 ? halves<10, 15>(bits) : 0;
@@ -137,6 +150,8 @@ const std::vector<Case> cases = {
     {"mma_m16n8k16_bf16", mma_f16<true>, ordinary<7, 127>, true},
     {"ldg_nc_v4", ldg_nc_v4, any, false},
     {"ldg_nc_v2", ldg_nc_v2, any, false},
+    {"rcp", reciprocal<false>, positive, true},
+    {"rsqrt", reciprocal<true>, positive, true},
 };
 
 cudaError_t run(const Case &c, const Operands &operands, Results &results) {

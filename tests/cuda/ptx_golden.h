@@ -25,7 +25,7 @@ struct Case {
     void (*kernel)(const uint32_t *in, uint32_t *out);
     // Makes a lane's word out of random bits.
     uint32_t (*operand)(unsigned word, uint32_t bits);
-    bool is_float; // results are float32 sums, which a machine adds up and rounds in its own way
+    bool is_float; // results are float32 that a machine adds up or rounds in its own way
 };
 extern const std::vector<Case> cases;
 

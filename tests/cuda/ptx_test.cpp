@@ -104,6 +104,16 @@ INSTANTIATE_TEST_SUITE_P(Each, PtxGolden, testing::Range((size_t)0, golden::case
                              return name;
                          });
 
+TEST(Plain, RootsAndQuotientsAreRoundedCorrectly) {
+    const Device<uint32_t> wrong(std::vector<uint32_t>{0, 0});
+    ASSERT_CUDA(wrong_roots(wrong.data()));
+    EXPECT_EQ(wrong.get()[0], 0u);
+    EXPECT_LE(wrong.get()[1], 2u); // the two that plain.cuh names
+    const Device<uint32_t> wrong_too(std::vector<uint32_t>{0, 0});
+    ASSERT_CUDA(wrong_quotients(4000000, wrong_too.data()));
+    EXPECT_EQ(wrong_too.get(), (std::vector<uint32_t>{0, 0}));
+}
+
 // All cases of the record are still there, and all functions of ptx.cuh have a case but those without
 // a result of their own: one that is no instruction, and two that order launches.
 TEST(PtxGolden, IsComplete) {

@@ -11,17 +11,22 @@
 
 #include <floats.cuh>
 #include <grid.cuh>
+#include <plain.cuh>
+#include <ptx.cuh>
 
 namespace {
 
-constexpr unsigned VECTOR = 4; // elements, of whatever type
 constexpr unsigned BLOCKS_PER_MULTIPROCESSOR = 2;
 constexpr unsigned PARAMS = 400; // in one launch
 
 struct Param : lowbit_adam8bit_cuda_param {
     uint32_t end; // the number of the first tile behind it
-    bool vectors; // every pointer is aligned to them
+    int kind;     // of Vectors for its whole tiles; -1 if not all are aligned
 };
+
+constexpr __host__ __device__ int kind_of(bool has_master, lowbit_float param, lowbit_float grad) {
+    return (has_master * 3 + param) * 3 + grad;
+}
 
 struct Step : lowbit_adam8bit_cuda_args {
     unsigned log2_blocksize;
@@ -33,6 +38,7 @@ static_assert(sizeof(Step) <= 32764, "arguments of a kernel, since CUDA 12.1");
 // What does not depend on the element, with the names of ops/include/lowbit/adam8bit_step.h.
 struct Rule {
     float b1, r1, b2, r2, size, e, l2, keep, floor, scale;
+    float most_m; // of class Plain
 };
 
 // By repeated squaring.
@@ -70,6 +76,7 @@ __device__ void make_rule(const Step &s, Rule &rule) {
     if (beta1_squared < s.beta2)
         rule.floor = (float)(sqrt((1 - s.beta2) * (1 - beta1_squared / s.beta2)) / (1 - s.beta1));
     rule.scale = s.maximize ? -scale : scale;
+    rule.most_m = rule.e <= 0x1p24f ? 0x1p24f : -1;
 }
 
 // Steps one element: p, and its moments m and v, which are the old ones before. False if it stays.
@@ -90,58 +97,74 @@ __device__ __forceinline__ bool step_element(const Rule &rule, float grad, float
     return true;
 }
 
-// Up to VECTOR neighbours of an array: `whole` if they are that many and can be read and written
-// together.
-template <bool is_whole> struct Span {
-    static constexpr bool whole = is_whole;
-    size_t tile; // the same in all threads
-    unsigned first, count;
+// The same without branches, of elements all of which are in a range where that is known to suffice.
+class Plain {
+  public:
+    __device__ __forceinline__ void step(const Rule &rule, float grad, float &p, float &m,
+                                         float &v) {
+        const float g = __fmaf_rn(rule.l2, p, __fmul_rn(grad, rule.scale));
+        m = __fmaf_rn(rule.b1, m, __fmul_rn(rule.r1, g));
+        v = __fmaf_rn(rule.b2, v, __fmul_rn(rule.r2, __fmul_rn(g, g)));
+        const float root = lb_plain_root(v, ptx::rsqrt(v)), least = __fmul_rn(fabsf(m), rule.floor);
+        const float d = __fadd_rn(fmaxf(root, least), rule.e); // the root of 0 is NaN here
+        p = __fmaf_rn(-rule.size, lb_plain_quotient(m, d, ptx::rcp(d)), __fmul_rn(p, rule.keep));
+        most_m_ = fmaxf(most_m_, fabsf(m));
+        least_m_ = min(least_m_, (__float_as_uint(m) << 1) - 1);
+        most_v_ = max(most_v_, __float_as_uint(v));
+        least_v_ = min(least_v_, __float_as_uint(v) - 1);
+        nothing_ = __fmaf_rn(p, 0.0f, nothing_);
+    }
+    // Whether the steps so far were right: no p is infinite or NaN, each v is 0 or of 2^-101 to 2^48,
+    // and each m is 0 or of 2^-100 to 2^24 in magnitude. Since e is at most 2^24, or most_m negative,
+    // and floor at most 1, d is at most 2^25 then and no quotient subnormal; one that overflows makes p
+    // NaN.
+    __device__ __forceinline__ bool right(const Rule &rule) const {
+        return nothing_ == 0 && most_m_ <= rule.most_m &&
+               least_m_ >= (__float_as_uint(0x1p-100f) << 1) - 1 &&
+               most_v_ <= __float_as_uint(0x1p48f) && least_v_ >= __float_as_uint(0x1p-101f) - 1;
+    }
+
+    __device__ __forceinline__ float most_m() const { return most_m_; }
+    __device__ __forceinline__ float most_v() const { return __uint_as_float(most_v_); }
+
+  private:
+    float most_m_ = 0, nothing_ = 0; // or NaN
+    uint32_t most_v_ = 0;
+    uint32_t least_m_ = ~0u, least_v_ = ~0u; // less 1, so that zeros are the greatest
 };
 
-template <lowbit_float type, class Span>
-__device__ __forceinline__ void load(const Span &span, float (&values)[VECTOR], const void *array) {
-    const auto *from =
-        static_cast<const typename Float<type>::Bits *>(array) + span.tile + span.first;
-    if constexpr (Span::whole)
-        lb_load<type>(values, from);
-    else
-        for (unsigned k = 0; k < VECTOR; k++)
-            values[k] = k < span.count ? Float<type>::load(from[k]) : 0;
-}
-template <class Span>
-__device__ __forceinline__ lb_pack<uint8_t, VECTOR> load(const Span &span, const uint8_t *array) {
-    array += span.tile;
-    if constexpr (Span::whole)
-        return lb_read<uint8_t, VECTOR>(array + span.first);
-    lb_pack<uint8_t, VECTOR> codes;
-    for (unsigned k = 0; k < VECTOR; k++)
-        if (k < span.count)
-            codes.set(k, array[span.first + k]);
-    return codes;
-}
-
-// Stores the values whose bit is set in `which`.
-template <lowbit_float type, class Span>
-__device__ __forceinline__ void store(const Span &span, const float (&values)[VECTOR],
-                                      unsigned which, void *array) {
-    auto *to = static_cast<typename Float<type>::Bits *>(array) + span.tile + span.first;
-    if (Span::whole && which == (1u << VECTOR) - 1)
-        return lb_store<type>(to, values);
-    for (unsigned k = 0; k < VECTOR; k++)
-        if (which >> k & 1)
-            to[k] = Float<type>::store(values[k]);
-}
-template <class Span>
-__device__ __forceinline__ void store(const Span &span, const lb_pack<uint8_t, VECTOR> &codes,
-                                      uint8_t *array) {
-    array += span.tile;
-    if constexpr (Span::whole)
-        lb_write(array + span.first, codes);
-    else
-        for (unsigned k = 0; k < VECTOR; k++)
-            if (k < span.count)
-                array[span.first + k] = codes.get(k);
-}
+// How a tile is read and written: V neighbours at a time, the first one `at`, or one of any type.
+template <bool master, lowbit_float param, lowbit_float grad> struct Vectors {
+    static constexpr lowbit_float from = master ? f32 : param;
+    static constexpr int V = from == f32 || grad == f32 ? 4 : 8; // no more than 16 bytes
+    struct Packed {
+        lb_pack<lb_bits<param>, V> rounded;
+        lb_pack<lb_bits<from>, V> exact; // for the master
+    };
+    static __device__ bool has_master(const Param &) { return master; }
+    static __device__ lowbit_float param_type(const Param &) { return param; }
+    static __device__ lowbit_float grad_type(const Param &) { return grad; }
+    static __device__ __forceinline__ void load(const Param &p, size_t at, float (&values)[V],
+                                                float (&grads)[V]) {
+        const void *const array = master ? p.master : p.param;
+        lb_load<from>(values, static_cast<const lb_bits<from> *>(array) + at);
+        lb_load<grad>(grads, static_cast<const lb_bits<grad> *>(p.grad) + at);
+    }
+    static __device__ __forceinline__ Packed pack(const float (&values)[V]) { // none is NaN
+        return {lb_pack_numbers<param>(values), lb_pack_numbers<from>(values)};
+    }
+    static __device__ __forceinline__ void store(const Param &p, size_t at, const Packed &packed) {
+        lb_write(static_cast<lb_bits<param> *>(p.param) + at, packed.rounded);
+        if constexpr (master)
+            lb_write(reinterpret_cast<lb_bits<from> *>(p.master) + at, packed.exact);
+    }
+};
+struct Elements {
+    static constexpr int V = 1;
+    static __device__ bool has_master(const Param &p) { return p.master; }
+    static __device__ lowbit_float param_type(const Param &p) { return p.param_type; }
+    static __device__ lowbit_float grad_type(const Param &p) { return p.grad_type; }
+};
 
 struct Shared {
     Encoder<true> encoder1;
@@ -150,76 +173,103 @@ struct Shared {
     Rule rule;
 };
 
-// The tile of a parameter that begins with this element. Contains one barrier.
-template <lowbit_float param, lowbit_float grad>
+// Steps element `at`, and leaves its moments in m and v.
+template <class Access>
+__device__ __forceinline__ void step_at(const Param &p, size_t at, const Shared &shared,
+                                        float scale1, float scale2, float &m, float &v) {
+    const lowbit_float type = Access::param_type(p);
+    float value = Access::has_master(p) ? p.master[at] : lb_load_any(type, p.param, at);
+    m = __fmul_rn(shared.encoder1.value[p.exp_avg[at]], scale1);
+    v = __fmul_rn(shared.encoder2.value[p.exp_avg_sq[at]], scale2);
+    if (!step_element(shared.rule, lb_load_any(Access::grad_type(p), p.grad, at), value, m, v))
+        return;
+    lb_store_any(type, p.param, at, value);
+    if (Access::has_master(p))
+        lb_store_any(f32, p.master, at, value);
+}
+
+// The same of vector `at`, with the largest magnitudes, if class Plain can. Otherwise changes nothing in
+// memory and returns false.
+template <class Access, int V>
+__device__ __forceinline__ bool
+step_plain(const Param &p, size_t at, const Shared &shared, const Rule &rule, float scale1,
+           float scale2, float (&m)[V], float (&v)[V], float &most_m, float &most_v) {
+    float values[V], grads[V];
+    Access::load(p, at, values, grads);
+    const auto codes1 = lb_read<uint8_t, V>(p.exp_avg + at);
+    const auto codes2 = lb_read<uint8_t, V>(p.exp_avg_sq + at);
+    Plain plain;
+    for (int k = 0; k < V; k++) {
+        m[k] = __fmul_rn(shared.encoder1.value[__byte_perm(codes1.word[k / 4], 0, 0x4440 + k % 4)],
+                         scale1);
+        v[k] = __fmul_rn(shared.encoder2.value[__byte_perm(codes2.word[k / 4], 0, 0x4440 + k % 4)],
+                         scale2);
+        plain.step(rule, grads[k], values[k], m[k], v[k]);
+    }
+    most_m = plain.most_m();
+    most_v = plain.most_v();
+    const auto packed = Access::pack(values);
+    if (!plain.right(rule))
+        return false;
+    Access::store(p, at, packed);
+    return true;
+}
+
+// The tile of a parameter that begins with this element: a whole one, unless V = 1. Contains one barrier.
+template <class Access>
 __device__ __forceinline__ void step_tile(const Param &p, size_t first, unsigned log2_blocksize,
                                           Shared &shared, bool direct1, bool direct2,
                                           uint32_t (&largest)[2][TILE_BLOCKS]) {
+    constexpr int V = Access::V, steps = PER_THREAD / V;
     const Rule rule = shared.rule;
-    const unsigned n = (unsigned)min(p.n - first, (size_t)TILE);
+    const unsigned n = V > 1 ? TILE : (unsigned)min(p.n - first, (size_t)TILE);
     float *absmax1 = p.exp_avg_absmax + (first >> log2_blocksize);
     float *absmax2 = p.exp_avg_sq_absmax + (first >> log2_blocksize);
-    constexpr unsigned steps = PER_THREAD / VECTOR;
-    float m[steps][VECTOR] = {}, v[steps][VECTOR] = {};
-    const auto with_span = [&](unsigned i, auto use) { // one branch for all arrays
-        const unsigned count = min(n - i, (unsigned)VECTOR);
-        if (p.vectors && count == VECTOR)
-            use(Span<true>{first, i, count});
-        else
-            use(Span<false>{first, i, count});
-    };
+    float m[steps][V] = {}, v[steps][V] = {}, most1[steps] = {}, most2[steps] = {};
+    unsigned others = 0; // the steps that step_plain cannot make
 #pragma unroll
     for (unsigned step = 0; step < steps; step++) {
-        const unsigned i = first_of_step<VECTOR>(step), block = i >> log2_blocksize;
-        if (i >= n)
+        const unsigned i = first_of_step<V>(step), block = i >> log2_blocksize;
+        if (V == 1 && i >= n)
             break;
-        float values[VECTOR], grads[VECTOR];
-        lb_pack<uint8_t, VECTOR> codes1, codes2;
-        with_span(i, [&](auto here) {
-            p.master ? load<f32>(here, values, p.master) : load<param>(here, values, p.param);
-            load<grad>(here, grads, p.grad);
-            codes1 = load(here, p.exp_avg);
-            codes2 = load(here, p.exp_avg_sq);
-        });
-        const float scale1 = absmax1[block], scale2 = absmax2[block];
-        unsigned stepped = 0;
-        for (unsigned k = 0; k < VECTOR; k++) {
-            m[step][k] = __fmul_rn(shared.encoder1.value[codes1.get(k)], scale1);
-            v[step][k] = __fmul_rn(shared.encoder2.value[codes2.get(k)], scale2);
-            stepped |= (unsigned)step_element(rule, grads[k], values[k], m[step][k], v[step][k])
-                       << k;
-        }
-        if (n - i < VECTOR) {
-            stepped &= (1u << (n - i)) - 1;
-            for (unsigned k = 0; k < VECTOR; k++)
-                if (k >= n - i)
-                    m[step][k] = v[step][k] = 0;
-        }
-        with_span(i, [&](auto here) {
-            store<param>(here, values, stepped, p.param);
-            if (p.master)
-                store<f32>(here, values, stepped, p.master);
-        });
+        if constexpr (V > 1)
+            if (step_plain<Access>(p, first + i, shared, rule, absmax1[block], absmax2[block],
+                                   m[step], v[step], most1[step], most2[step]))
+                continue;
+        others |= 1u << step;
     }
-    note_largest(m, log2_blocksize, largest[0]);
-    note_largest(v, log2_blocksize, largest[1]);
+    if (others)
+#pragma unroll 1
+        for (unsigned j = 0; j < PER_THREAD; j++) {
+            const unsigned i = first_of_step<V>(j / V) + j % V, block = i >> log2_blocksize;
+            if (!(others >> j / V & 1))
+                continue;
+            float m_i, v_i;
+            step_at<Access>(p, first + i, shared, absmax1[block], absmax2[block], m_i, v_i);
+#pragma unroll
+            for (unsigned k = 0; k < PER_THREAD; k++) // m[j] would keep m in memory
+                if (k == j) {
+                    m[k / V][k % V] = m_i;
+                    v[k / V][k % V] = v_i;
+                    most1[k / V] = fmaxf(k % V ? most1[k / V] : 0, fabsf(m_i));
+                    most2[k / V] = fmaxf(k % V ? most2[k / V] : 0, fabsf(v_i)); // v may be -0
+                }
+        }
+    note_largest<V>(most1, log2_blocksize, largest[0]);
+    note_largest<V>(most2, log2_blocksize, largest[1]);
     __syncthreads();
     float inverse1 = 0, inverse2 = 0;
 #pragma unroll
     for (unsigned step = 0; step < steps; step++) {
-        const unsigned i = first_of_step<VECTOR>(step), block = i >> log2_blocksize;
-        if (i >= n)
+        const unsigned i = first_of_step<V>(step), block = i >> log2_blocksize;
+        if (V == 1 && !(others >> step & 1))
             break;
         if (step == 0 || !one_block(log2_blocksize)) {
             inverse1 = inverse(__uint_as_float(largest[0][block]));
             inverse2 = inverse(__uint_as_float(largest[1][block]));
         }
-        const auto codes1 = encode(shared.encoder1, direct1, m[step], inverse1);
-        const auto codes2 = encode(shared.encoder2, direct2, v[step], inverse2);
-        with_span(i, [&](auto here) {
-            store(here, codes1, p.exp_avg);
-            store(here, codes2, p.exp_avg_sq);
-        });
+        lb_write(p.exp_avg + first + i, encode(shared.encoder1, direct1, m[step], inverse1));
+        lb_write(p.exp_avg_sq + first + i, encode(shared.encoder2, direct2, v[step], inverse2));
     }
     if (threadIdx.x << log2_blocksize < n) {
         absmax1[threadIdx.x] = __uint_as_float(largest[0][threadIdx.x]);
@@ -256,42 +306,58 @@ __global__ void __launch_bounds__(THREADS, BLOCKS_PER_MULTIPROCESSOR)
     const bool direct2 = lb_encoder_init(shared.encoder2, s.codebook2);
     const uint32_t tiles = s.param[s.params - 1].end;
     unsigned turn = 0, i = 0;
-    for (uint32_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        const unsigned next = turn < 2 ? turn + 1 : 0;
-        if (threadIdx.x < TILE_BLOCKS)
-            shared.largest[next][0][threadIdx.x] = shared.largest[next][1][threadIdx.x] = 0;
+    for (uint32_t tile = blockIdx.x; tile < tiles;) {
         i = param_of(s, tile, i);
         const Param &p = s.param[i];
-        const size_t first = (size_t)(tile - (i ? s.param[i - 1].end : 0)) * TILE;
+        const uint32_t begin = i ? s.param[i - 1].end : 0, partial = begin + (uint32_t)(p.n / TILE);
+        const auto step_until = [&](uint32_t end, auto access) {
+            for (; tile < end; tile += gridDim.x) {
+                const unsigned next = turn < 2 ? turn + 1 : 0;
+                if (threadIdx.x < TILE_BLOCKS)
+                    shared.largest[next][0][threadIdx.x] = shared.largest[next][1][threadIdx.x] = 0;
+                step_tile<decltype(access)>(p, (size_t)(tile - begin) * TILE, s.log2_blocksize,
+                                            shared, direct1, direct2, shared.largest[turn]);
+                turn = next;
+            }
+        };
         // Types at run time within step_tile would cost registers.
-        switch (3 * p.param_type + p.grad_type) {
-#define CASE(param, grad)                                                                          \
-    case 3 * param + grad:                                                                         \
-        step_tile<param, grad>(p, first, s.log2_blocksize, shared, direct1, direct2,               \
-                               shared.largest[turn]);                                              \
+        switch (tile < partial ? p.kind : -1) {
+#define CASE(has_master, param, grad)                                                              \
+    case kind_of(has_master, param, grad):                                                         \
+        step_until(partial, Vectors<has_master, param, grad>());                                   \
         break
-            CASE(f32, f32);
-            CASE(f32, f16);
-            CASE(f32, bf16);
-            CASE(f16, f32);
-            CASE(f16, f16);
-            CASE(f16, bf16);
-            CASE(bf16, f32);
-            CASE(bf16, f16);
-            CASE(bf16, bf16);
+            CASE(false, f32, f32);
+            CASE(false, f32, f16);
+            CASE(false, f32, bf16);
+            CASE(false, f16, f32);
+            CASE(false, f16, f16);
+            CASE(false, f16, bf16);
+            CASE(false, bf16, f32);
+            CASE(false, bf16, f16);
+            CASE(false, bf16, bf16);
+            CASE(true, f16, f32);
+            CASE(true, f16, f16);
+            CASE(true, f16, bf16);
+            CASE(true, bf16, f32);
+            CASE(true, bf16, f16);
+            CASE(true, bf16, bf16);
 #undef CASE
+        default: step_until(p.end, Elements());
         }
-        turn = next;
     }
 }
 
-bool aligned(const lowbit_adam8bit_cuda_param &p) {
-    const auto off = [](const void *pointer, size_t element) {
-        return (uintptr_t)pointer % (VECTOR * element) != 0;
+int kind_if_aligned(const lowbit_adam8bit_cuda_param &p) {
+    const size_t longest = max(max(lowbit_float_size(p.param_type), lowbit_float_size(p.grad_type)),
+                               p.master ? (size_t)4 : 0);
+    const auto off = [longest](const void *pointer, size_t element) {
+        return (uintptr_t)pointer % (16 / longest * element) != 0;
     };
-    return !(off(p.param, lowbit_float_size(p.param_type)) ||
-             off(p.grad, lowbit_float_size(p.grad_type)) || off(p.master, 4) || off(p.exp_avg, 1) ||
-             off(p.exp_avg_sq, 1));
+    if (off(p.param, lowbit_float_size(p.param_type)) ||
+        off(p.grad, lowbit_float_size(p.grad_type)) || off(p.master, 4) || off(p.exp_avg, 1) ||
+        off(p.exp_avg_sq, 1))
+        return -1;
+    return kind_of(p.master, p.param_type, p.grad_type);
 }
 
 } // namespace
@@ -310,7 +376,7 @@ int lowbit_adam8bit_step_launch(const struct lowbit_adam8bit_cuda_args *args,
                 break;
             tiles = end;
             if (params[i].n > 0)
-                s.param[s.params++] = {params[i], (uint32_t)tiles, aligned(params[i])};
+                s.param[s.params++] = {params[i], (uint32_t)tiles, kind_if_aligned(params[i])};
         }
         if (s.params == 0)
             return i < count ? cudaErrorInvalidValue : cudaSuccess;

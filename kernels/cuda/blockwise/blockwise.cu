@@ -23,7 +23,7 @@ __device__ __forceinline__ void quantize_tile(unsigned n, unsigned log2_blocksiz
                                               const typename Float<type>::Bits *x,
                                               const Encoder<true> &encoder, bool direct,
                                               uint32_t *largest, uint8_t *q, float *absmax) {
-    float value[PER_THREAD / V][V];
+    float value[PER_THREAD / V][V], most[PER_THREAD / V] = {};
 #pragma unroll
     for (unsigned step = 0; step < PER_THREAD / V; step++) {
         const unsigned i = first_of_step<V>(step);
@@ -40,8 +40,10 @@ __device__ __forceinline__ void quantize_tile(unsigned n, unsigned log2_blocksiz
         if (nothing != 0)
             for (int k = 0; k < V; k++)
                 value[step][k] = finite(value[step][k]);
+        for (int k = 0; k < V; k++)
+            most[step] = fmaxf(most[step], fabsf(value[step][k]));
     }
-    note_largest(value, log2_blocksize, largest);
+    note_largest<V>(most, log2_blocksize, largest);
     __syncthreads();
     float inv = 0;
 #pragma unroll

@@ -10,6 +10,14 @@
 #include "../../cpu/blockwise/ukernels.h"
 
 // Without signs: for numbers that are not negative, and codebooks of such.
+//
+// Buckets are those of the CPU, the negative ones behind the others and away from zero too. An entry
+// suffices if no more than one threshold lies in its bucket; then, in 32 bits,
+//
+//   code(v) = (entry + order(v)) / 2^16 % 256
+//   entry = 2^16 * code of the least number + 2^16 - 1 - order(threshold)
+//
+// where order ascends with v: the bits of max(|v|, 2^-24), all inverted if v is negative.
 template <bool with_signs> struct Encoder {
     uint32_t bucket[(with_signs ? 2 : 1) * LOWBIT_BLOCKWISE_BUCKETS];
     float threshold[LOWBIT_BLOCKWISE_THRESHOLDS];
@@ -32,18 +40,27 @@ __device__ inline float lb_midpoint_down(float a, float b) {
     return above ? lb_float_below(middle) : middle;
 }
 
-// Of |v| < 1 + 2^-7.
-template <bool with_signs> __device__ __forceinline__ int lb_bucket_of(float v) {
+template <bool with_signs> __device__ __forceinline__ uint32_t lb_order(float v) {
+    const uint32_t sign = with_signs ? (uint32_t)(__float_as_int(v) >> 31) : 0;
+    return __float_as_uint(fmaxf(fabsf(v), 0x1p-24f)) ^ sign;
+}
+
+// Of |v| < 1 + 2^-7: ascends with v, from -BUCKETS on where there are negative numbers, else from 0.
+__device__ __forceinline__ int lb_bucket_of(float v) {
     const uint32_t bits = __float_as_uint(v);
     const int bucket = max((int)(bits >> 16 & 0x7fff) - LOWBIT_BLOCKWISE_FIRST, 0);
-    return !with_signs ? bucket : LOWBIT_BLOCKWISE_BUCKETS + (bits >> 31 ? ~bucket : bucket);
+    return bits >> 31 ? ~bucket : bucket;
 }
 
 // By all threads of the block, at least 256; no barrier is needed after it. Returns whether the
 // buckets suffice.
 template <bool with_signs>
 __device__ bool lb_encoder_init(Encoder<with_signs> &e, const float *codebook) {
-    enum { THRESHOLDS = LOWBIT_BLOCKWISE_THRESHOLDS, BUCKETS = sizeof e.bucket / sizeof *e.bucket };
+    enum {
+        THRESHOLDS = LOWBIT_BLOCKWISE_THRESHOLDS,
+        FIRST = LOWBIT_BLOCKWISE_FIRST,
+        BUCKETS = LOWBIT_BLOCKWISE_BUCKETS
+    };
     const float end_of_buckets = 1 + 0x1p-7f; // no number is above it
     const unsigned t = threadIdx.x, lane = t % LB_WARP, warp = t / LB_WARP;
     if (t <= THRESHOLDS)
@@ -63,49 +80,53 @@ __device__ bool lb_encoder_init(Encoder<with_signs> &e, const float *codebook) {
 
     // A warp fills the buckets from one threshold to the next. Those beyond 1 are in the last.
     const auto bucket_of = [&](unsigned i) {
-        return lb_bucket_of<with_signs>(fminf(fmaxf(e.threshold[i], -1.0f), 1.0f));
+        return lb_bucket_of(fminf(fmaxf(e.threshold[i], with_signs ? -1.0f : 0.0f), 1.0f));
+    };
+    const auto set = [&](int bucket, unsigned code, uint32_t threshold_order) {
+        e.bucket[bucket < 0 ? BUCKETS + ~bucket : bucket] = (code << 16) + 0xffff - threshold_order;
     };
     bool direct = true;
     for (unsigned i = warp; i <= used; i += blockDim.x / LB_WARP) {
-        const int before = i > 0 ? bucket_of(i - 1) : -1;
+        const int before = i > 0 ? bucket_of(i - 1) : (with_signs ? -BUCKETS : 0) - 1;
         const int here = i < used ? bucket_of(i) : BUCKETS;
         for (int bucket = before + 1 + (int)lane; bucket < here; bucket += LB_WARP)
-            e.bucket[bucket] = i << 16 | 0xffff; // nothing is above 0xffff
+            set(bucket, i, (uint32_t)(bucket < 0 ? bucket - FIRST : bucket + FIRST) << 16 | 0xffff);
         if (lane == 0 && before != here && i < used) {
-            unsigned end = i + 1; // thresholds i to end - 1 share the bucket
-            while (end < used && bucket_of(end) == here)
-                end++;
             const float first = e.threshold[i], magnitude = fabsf(first);
-            const uint32_t bits = __float_as_uint(first),
-                           lower = (bits >> 31 ? ~bits : bits) & 0xffff;
-            e.bucket[here] = end << 24 | i << 16 | lower;
-            // Numbers in this bucket share the threshold's upper half, but for the first of each
-            // sign.
-            direct = direct && first == e.threshold[end - 1] &&
+            set(here, i, lb_order<with_signs>(first));
+            // One code more in this bucket, whose numbers share the threshold's upper half but for
+            // the first of each sign.
+            direct = direct && (i + 1 == used || bucket_of(i + 1) != here) &&
                      magnitude >= 0x1p-24f * (1 + 0x1p-7f) && magnitude < end_of_buckets;
         }
     }
     return __syncthreads_and(direct);
 }
 
-// Puts the code of v, |v| < 1 + 2^-7, into byte i of codes, which is 0; with what lb_encoder_init
-// returned.
-template <bool with_signs>
-__device__ __forceinline__ void lb_encode_direct(const Encoder<with_signs> &e, float v, int i,
-                                                 uint32_t &codes) {
-    const uint32_t bits = __float_as_uint(v), lower = bits >> 31 ? ~bits : bits;
-    const uint32_t entry = e.bucket[lb_bucket_of<with_signs>(v)];
-    const bool above = (lower & 0xffff) > (entry & 0xffff);
-    const uint32_t others = 0x3210 & ~(15u << 4 * i);
-    codes = __byte_perm(codes, entry, above ? others | 7u << 4 * i : others | 6u << 4 * i);
+// Both find the codes of numbers v, |v| < 1 + 2^-7, and leave them in bits 16 to 23; the first one only
+// if lb_encoder_init returned true.
+template <bool with_signs, int n>
+__device__ __forceinline__ void lb_encode_direct(const Encoder<with_signs> &e, const float (&v)[n],
+                                                 uint32_t (&codes)[n]) {
+    for (int i = 0; i < n; i++) {
+        const uint32_t magnitude = __float_as_uint(fmaxf(fabsf(v[i]), 0x1p-24f));
+        const int sign = with_signs ? __float_as_int(v[i]) >> 31 : 0,
+                  bucket = (int)__byte_perm(magnitude, 0, 0x4432);
+        codes[i] = e.bucket[bucket - LOWBIT_BLOCKWISE_FIRST - sign * LOWBIT_BLOCKWISE_BUCKETS] +
+                   lb_order<with_signs>(v[i]);
+    }
 }
-template <bool with_signs>
-__device__ __forceinline__ void lb_encode_search(const Encoder<with_signs> &e, float v, int i,
-                                                 uint32_t &codes) {
-    uint32_t code = 0;
+template <bool with_signs, int n>
+__device__ __forceinline__ void lb_encode_search(const Encoder<with_signs> &e, const float (&v)[n],
+                                                 uint32_t (&codes)[n]) {
+    for (int i = 0; i < n; i++)
+        codes[i] = 0;
+#pragma unroll 1
     for (uint32_t step = 128; step; step /= 2)
-        code += v > e.threshold[code + step - 1] ? step : 0;
-    codes |= code << 8 * i;
+        for (int i = 0; i < n; i++)
+            codes[i] += v[i] > e.threshold[codes[i] + step - 1] ? step : 0;
+    for (int i = 0; i < n; i++)
+        codes[i] <<= 16;
 }
 
 #endif

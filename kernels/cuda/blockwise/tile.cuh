@@ -13,6 +13,8 @@
 #include "encoder.cuh"
 
 #include <floats.cuh>
+#include <plain.cuh>
+#include <ptx.cuh>
 
 namespace {
 
@@ -43,23 +45,20 @@ __device__ __forceinline__ float finite(float v) {
 // A kernel has three such arrays, which take turns, so that one barrier per tile is enough. Until
 // it, some threads may still read those of the tile before; but all have done with those of the
 // tile before that, which are set to zero then, for the next tile.
-template <int STEPS, int V>
-__device__ __forceinline__ void note_largest(const float (&values)[STEPS][V],
+template <int V, int STEPS>
+__device__ __forceinline__ void note_largest(const float (&most)[STEPS], // a thread's
                                              unsigned log2_blocksize, uint32_t *largest) {
-    const auto note = [&](float most, unsigned step, unsigned lanes) { // of one block
+    const auto note = [&](float value, unsigned step, unsigned lanes) { // of one block
         const unsigned lane = threadIdx.x % LB_WARP;
         const unsigned mask = LB_ALL_LANES >> (LB_WARP - lanes) << (lane & ~(lanes - 1));
-        const uint32_t bits = __reduce_max_sync(mask, __float_as_uint(most));
+        const uint32_t bits = __reduce_max_sync(mask, __float_as_uint(value));
         if (lane % lanes == 0)
             atomicMax(&largest[first_of_step<V>(step) >> log2_blocksize], bits);
     };
-    float most[STEPS] = {}, all = 0;
+    float all = most[0];
 #pragma unroll
-    for (unsigned step = 0; step < STEPS; step++) {
-        for (int k = 0; k < V; k++)
-            most[step] = fmaxf(most[step], fabsf(values[step][k]));
+    for (unsigned step = 1; step < STEPS; step++)
         all = fmaxf(all, most[step]);
-    }
     if (one_block(log2_blocksize))
         note(all, 0, LB_WARP);
     else
@@ -70,19 +69,26 @@ __device__ __forceinline__ void note_largest(const float (&values)[STEPS][V],
 
 // 1 / absmax, or 0 where that would overflow.
 __device__ __forceinline__ float inverse(float absmax) {
-    return absmax >= 0x1p-126f ? __fdiv_rn(1.0f, absmax) : 0.0f;
+    if (absmax >= 0x1p-126f && absmax <= 0x1p125f)
+        return lb_plain_quotient(1.0f, absmax, ptx::rcp(absmax));
+    return absmax > 1 ? __fdiv_rn(1.0f, absmax) : 0.0f;
 }
 
 template <bool with_signs, int V>
 __device__ __forceinline__ lb_pack<uint8_t, V>
 encode(const Encoder<with_signs> &encoder, bool direct, const float (&values)[V], float inverse) {
+    float scaled[V];
+    for (int k = 0; k < V; k++)
+        scaled[k] = __fmul_rn(values[k], inverse);
+    uint32_t found[V];
+    direct ? lb_encode_direct(encoder, scaled, found) : lb_encode_search(encoder, scaled, found);
     lb_pack<uint8_t, V> codes;
-    if (direct)
-        for (int k = 0; k < V; k++)
-            lb_encode_direct(encoder, __fmul_rn(values[k], inverse), k % 4, codes.word[k / 4]);
+    if constexpr (V == 1)
+        codes.set(0, (uint8_t)(found[0] >> 16));
     else
-        for (int k = 0; k < V; k++)
-            lb_encode_search(encoder, __fmul_rn(values[k], inverse), k % 4, codes.word[k / 4]);
+        for (int k = 0; k < V; k += 4)
+            codes.word[k / 4] = __byte_perm(__byte_perm(found[k], found[k + 1], 0x62),
+                                            __byte_perm(found[k + 2], found[k + 3], 0x62), 0x5410);
     return codes;
 }
 

@@ -107,6 +107,23 @@ __device__ __forceinline__ void lb_store(typename Float<type>::Bits *to, const f
     lb_write(to, pack);
 }
 
+// As lb_store packs them, where none is NaN.
+template <lowbit_float type, int n>
+__device__ __forceinline__ lb_pack<lb_bits<type>, n> lb_pack_numbers(const float (&values)[n]) {
+    lb_pack<lb_bits<type>, n> pack;
+    for (int i = 0; i < n; i += pack.per_word)
+        if constexpr (type == f32) {
+            pack.word[i] = __float_as_uint(values[i]);
+        } else if constexpr (type == f16) {
+            const __half2 two = __floats2half2_rn(values[i], values[i + 1]);
+            pack.word[i / 2] = *reinterpret_cast<const uint32_t *>(&two);
+        } else {
+            const __nv_bfloat162 two = __floats2bfloat162_rn(values[i], values[i + 1]);
+            pack.word[i / 2] = *reinterpret_cast<const uint32_t *>(&two);
+        }
+    return pack;
+}
+
 // Eight elements from element i of n on, zeros or nothing beyond; aligned: array starts at 16 bytes and
 // i is a multiple of 8.
 template <lowbit_float type>

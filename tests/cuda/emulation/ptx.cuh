@@ -62,6 +62,13 @@ LB_EMULATED LB_UNWATCHED uint2 ldg_nc_v2(const void *p) {
     return *static_cast<const uint2 *>(p);
 }
 
+LB_EMULATED float rcp(float x) {
+    return 1 / x;
+}
+LB_EMULATED float rsqrt(float x) {
+    return (float)(1 / std::sqrt((double)x));
+}
+
 } // namespace ptx
 
 #endif
