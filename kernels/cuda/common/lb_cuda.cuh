@@ -23,9 +23,13 @@ template <typename T> using lb_type = T;
     extern __shared__ __align__(128) unsigned char lb_dynamic_shared[];                            \
     lb_type<__VA_ARGS__> &name = *reinterpret_cast<lb_type<__VA_ARGS__> *>(lb_dynamic_shared)
 
+// Launches kernel<<<grid, block, shared, stream>>>(args...) and returns how that went. More than 48
+// KB of shared memory must be allowed first (cudaFuncSetAttribute). If early, the kernel may begin
+// before the last one in the stream is done: it calls ptx::wait_for_last() in every thread, before it
+// touches what that one or an earlier one writes.
 template <typename... Params, typename... Args>
-cudaError_t lb_launch_with(bool early, void (*kernel)(Params...), dim3 grid, dim3 block,
-                           size_t shared, cudaStream_t stream, Args... args) {
+cudaError_t lb_launch_early(bool early, void (*kernel)(Params...), dim3 grid, dim3 block,
+                            size_t shared, cudaStream_t stream, Args... args) {
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -45,20 +49,10 @@ cudaError_t lb_launch_with(bool early, void (*kernel)(Params...), dim3 grid, dim
     return cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
 }
 
-// Launches kernel<<<grid, block, shared, stream>>>(args...) and returns how that went. More than 48
-// KB of shared memory must be allowed first (cudaFuncSetAttribute).
 template <typename... Params, typename... Args>
 cudaError_t lb_launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared,
                       cudaStream_t stream, Args... args) {
-    return lb_launch_with(false, kernel, grid, block, shared, stream, args...);
-}
-
-// The same for a kernel that may begin before the last one in the stream is done: it calls
-// ptx::wait_for_last() in every thread, before it touches what that one or an earlier one writes.
-template <typename... Params, typename... Args>
-cudaError_t lb_launch_early(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared,
-                            cudaStream_t stream, Args... args) {
-    return lb_launch_with(true, kernel, grid, block, shared, stream, args...);
+    return lb_launch_early(false, kernel, grid, block, shared, stream, args...);
 }
 
 #endif

@@ -52,9 +52,8 @@ cudaError_t decode(const lowbit_cuda_int8_linear &a, cudaStream_t stream) {
     const size_t shared = FUSED ? a.m * (a.rows.stride + a.rows.stride / 8) : 0;
     const auto kernel = aligned(a.weight, a.k) ? decode_kernel<type, TILES, ROWS, FUSED, true>
                                                : decode_kernel<type, TILES, ROWS, FUSED, false>;
-    if (FUSED) // which reads x, that the last kernel may write
-        return lb_launch(kernel, dim3(blocks), dim3(ROW_THREADS), shared, stream, a);
-    return lb_launch_early(kernel, dim3(blocks), dim3(ROW_THREADS), shared, stream, a);
+    // A fused kernel reads x, which the last kernel may write.
+    return lb_launch_early(!FUSED, kernel, dim3(blocks), dim3(ROW_THREADS), shared, stream, a);
 }
 
 template <class Tile> size_t tiles_of(size_t m, size_t n) {
@@ -68,10 +67,10 @@ template <class Tile> size_t shares_of(size_t m, size_t n, size_t k) {
     return std::max<size_t>(std::min(shares, most), 1);
 }
 
-// Calls launch(kernel, ...) for a kernel of tiles on all of [m, n].
-template <class Tile, class Launch, class... Params, class... Args>
-cudaError_t launch_tiles(Launch launch, void (*kernel)(Params...), size_t m, size_t n,
-                         size_t shares, cudaStream_t stream, Args... args) {
+// Launches a kernel of tiles on all of [m, n].
+template <class Tile, class... Params, class... Args>
+cudaError_t launch_tiles(bool early, void (*kernel)(Params...), size_t m, size_t n, size_t shares,
+                         cudaStream_t stream, Args... args) {
     const size_t shared = sizeof(typename Tile::Shared);
     const cudaError_t error =
         cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
@@ -79,7 +78,7 @@ cudaError_t launch_tiles(Launch launch, void (*kernel)(Params...), size_t m, siz
     if (error != cudaSuccess)
         return error;
     const dim3 grid(static_cast<unsigned>(tiles_of<Tile>(m, n)), static_cast<unsigned>(shares));
-    return launch(kernel, grid, dim3(Tile::THREADS), shared, stream, args...);
+    return lb_launch_early(early, kernel, grid, dim3(Tile::THREADS), shared, stream, args...);
 }
 
 // The weight is read once for up to 128 rows. No tile needs more than the 99 KB of shared memory that
@@ -99,8 +98,7 @@ template <bool ALIGNED> cudaError_t linear(const lowbit_cuda_int8_linear &a, cud
     const Matrix<ALIGNED> weight = {a.weight, a.n, a.k, a.k};
     return with_tile(a.m, [&](auto tile) {
         using Tile = decltype(tile);
-        return launch_tiles<Tile>([](auto... with) { return lb_launch_early(with...); },
-                                  linear_kernel<Tile, Matrix<ALIGNED>>, a.m, a.n,
+        return launch_tiles<Tile>(true, linear_kernel<Tile, Matrix<ALIGNED>>, a.m, a.n,
                                   a.sums ? shares_of<Tile>(a.m, a.n, a.k) : 1, stream, a, weight);
     });
 }
@@ -111,9 +109,8 @@ cudaError_t matmul(const int8_t *a, size_t a_stride, const int8_t *b, size_t m, 
     const Matrix<ALIGNED> left = {a, m, a_stride, k}, right = {b, n, k, k};
     return with_tile(m, [&](auto tile) {
         using Tile = decltype(tile);
-        return launch_tiles<Tile>([](auto... with) { return lb_launch(with...); },
-                                  matmul_kernel<Tile, Matrix<ALIGNED>, Matrix<ALIGNED>>, m, n, 1,
-                                  stream, left, right, c, c_stride);
+        return launch_tiles<Tile>(false, matmul_kernel<Tile, Matrix<ALIGNED>, Matrix<ALIGNED>>, m,
+                                  n, 1, stream, left, right, c, c_stride);
     });
 }
 

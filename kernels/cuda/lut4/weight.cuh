@@ -5,6 +5,7 @@
 
 #include "launch.h"
 #include <floats.cuh>
+#include <ptx.cuh>
 
 namespace {
 
@@ -154,6 +155,7 @@ template <lowbit_float type>
 __global__ void __launch_bounds__(PREPARE_THREADS)
     prepare_rows_kernel(const lb_bits<type> *x, size_t x_stride, size_t k,
                         lowbit_cuda_lut4_rows rows) {
+    ptx::begin_next();
     LB_SHARED(of_warp, float[PREPARE_THREADS / 32]);
     const size_t m = blockIdx.x;
     const float scale =

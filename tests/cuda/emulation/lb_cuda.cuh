@@ -52,7 +52,7 @@ LB_UNWATCHED cudaError_t lb_launch(void (*kernel)(Params...), dim3 grid, dim3 bl
                        [] LB_UNWATCHED(void *c) { (*static_cast<decltype(call) *>(c))(); }, &call);
 }
 
-template <typename... Args> LB_UNWATCHED cudaError_t lb_launch_early(Args... args) {
+template <typename... Args> LB_UNWATCHED cudaError_t lb_launch_early(bool, Args... args) {
     return lb_launch(args...);
 }
 
