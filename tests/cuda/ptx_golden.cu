@@ -99,6 +99,11 @@ __global__ void ldg_nc_v2(const uint32_t *in, uint32_t *out) {
     put(out, 0, make_uint4(v.x, v.y, 0, 0));
 }
 
+__global__ void st_v4(const uint32_t *in, uint32_t *out) {
+    const uint32_t *mine = of_lane(in, threadIdx.x);
+    ptx::st_v4(out + words_out * threadIdx.x, make_uint4(mine[0], mine[1], mine[2], mine[3]));
+}
+
 // ---- Operands: a is words 0 to 3, b 4 and 5, d 6 to 9 -------------------------------------------
 
 uint32_t any(unsigned, uint32_t bits) {
@@ -137,6 +142,7 @@ const std::vector<Case> cases = {
     {"mma_m16n8k16_bf16", mma_f16<true>, ordinary<7, 127>, true},
     {"ldg_nc_v4", ldg_nc_v4, any, false},
     {"ldg_nc_v2", ldg_nc_v2, any, false},
+    {"st_v4", st_v4, any, false},
 };
 
 cudaError_t run(const Case &c, const Operands &operands, Results &results) {

@@ -117,6 +117,14 @@ __device__ __forceinline__ uint2 ldg_nc_v2(const void *p) {
     return v;
 }
 
+// Stores 16 aligned bytes at once, in whatever memory. Of a uint4 that is assigned nvcc makes four
+// stores where it has taken the address apart.
+__device__ __forceinline__ void st_v4(void *p, uint4 v) {
+    asm volatile("st.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z),
+                 "r"(v.w)
+                 : "memory");
+}
+
 } // namespace ptx
 
 #endif
