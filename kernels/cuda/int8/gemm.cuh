@@ -45,16 +45,16 @@ __global__ void __launch_bounds__(PANEL_ROWS)
     }
 }
 
-// Warps of WARPS_M x WARPS_N have tiles of 16 MT x 8 NT. q and the weight arrive STAGES - 1 steps
-// ahead. A row of a tile in shared memory is a line of 128 bytes whose eight pieces of 16 are
+// Warps of 2 x 4 have tiles of 16 MT x 8 NT. q and the weight arrive STAGES - 1 steps ahead. A row of a tile in shared memory is a line of 128 bytes whose eight pieces of 16 are
 // permuted by the row's number: ldmatrix reads eight rows at once, from eight different pieces.
 //
-// Then what y is made of takes their place. A tile with all rows of x has a panel of its own, of SLOTS
-// columns.
-template <int WARPS_M_, int WARPS_N_, int MT_, int NT_, int STAGES_, int SLOTS_ = 0> struct Tile {
-    static constexpr int WARPS_N = WARPS_N_, MT = MT_, NT = NT_, STAGES = STAGES_, SLOTS = SLOTS_;
-    static constexpr int M = WARPS_M_ * MT * 16, N = WARPS_N * NT * 8;
-    static constexpr int THREADS = WARPS_M_ * WARPS_N * 32;
+// Then what y is made of takes their place, and where a tile has all rows of x a panel of its own, of
+// SLOTS columns.
+template <int MT_> struct Tile {
+    static constexpr int WARPS_N = 4, MT = MT_, NT = 4;
+    static constexpr int STAGES = MT < 4 ? 4 : 3, SLOTS = MT < 4 ? 256 : 128; // that fit
+    static constexpr int M = 2 * MT * 16, N = WARPS_N * NT * 8;
+    static constexpr int THREADS = 2 * WARPS_N * 32;
     static constexpr int THREADS_OF_ROW = N / 4; // where each makes four columns of y
     struct Stage {
         int8_t a[M][GEMM_K], b[N][GEMM_K];
@@ -66,9 +66,8 @@ template <int WARPS_M_, int WARPS_N_, int MT_, int NT_, int STAGES_, int SLOTS_ 
         int8_t values[SLOTS][N];
     };
     struct Sources {
-        int32_t acc[M]
-                   [N + 8]; // so that the rows which a warp writes at once are in different banks
-        std::conditional_t<SLOTS != 0, Panel, char> panel;
+        int32_t acc[M][N + 8]; // rows that a warp writes at once are in different banks
+        Panel panel;
         bool last; // of the blocks that share the tile
     };
     union Shared {
@@ -143,8 +142,8 @@ __device__ __forceinline__ uint32_t share_of(uint32_t k) {
 }
 
 // acc += a b^T for the tile that begins at row m0 of a and row n0 of b: the block's share of K, of
-// gridDim.y. b is there when the launch begins, a may not be. Calls meanwhile() while the first codes are on their way. shared is free after the next
-// barrier.
+// gridDim.y. b is there when the launch begins, a may not be. Calls meanwhile() while the first codes
+// are on their way. shared is free after the next barrier.
 template <class Tile, class A, class B, class F>
 __device__ __forceinline__ void multiply(typename Tile::Shared &shared, const A &a, const B &b,
                                          size_t m0, size_t n0, typename Tile::Sums &acc,
@@ -235,9 +234,9 @@ __device__ __forceinline__ bool add_shares(typename Tile::Shared &shared, int32_
     return true;
 }
 
-template <class Tile, class A, class B>
+template <class Tile, bool ALIGNED>
 __global__ void __launch_bounds__(Tile::THREADS, 2)
-    matmul_kernel(A a, B b, int32_t *c, size_t c_stride) {
+    matmul_kernel(Matrix<ALIGNED> a, Matrix<ALIGNED> b, int32_t *c, size_t c_stride) {
     LB_DYNAMIC_SHARED(shared, typename Tile::Shared);
     const Origin origin = origin_of_tile<Tile>(a.rows, b.rows);
     const size_t m0 = origin.m, n0 = origin.n;
@@ -317,9 +316,9 @@ __device__ __forceinline__ PanelView gather(const lowbit_cuda_int8_linear &a, si
     return {panel.columns, panel.values[0], Tile::N, Tile::SLOTS};
 }
 
-template <class Tile, class Weight>
+template <class Tile, bool ALIGNED>
 __global__ void __launch_bounds__(Tile::THREADS, 2)
-    linear_kernel(lowbit_cuda_int8_linear a, Weight weight) {
+    linear_kernel(lowbit_cuda_int8_linear a, Matrix<ALIGNED> weight) {
     LB_DYNAMIC_SHARED(shared, typename Tile::Shared);
     LB_SHARED(of_row, OfRow[Tile::M]);
     LB_SHARED(of_column, OfColumn[Tile::N]);
@@ -351,12 +350,10 @@ __global__ void __launch_bounds__(Tile::THREADS, 2)
                     &sources.acc[Tile::row() + i * 16 + half * 8][Tile::column() + j * 8]) =
                     make_int2(acc[i][j][half * 2], acc[i][j][half * 2 + 1]);
     PanelView panel = {};
-    if (with_outliers) {
-        if (a.panel.columns)
-            panel = {a.panel.columns, a.panel.values + n0, a.panel.stride, a.panel.capacity};
-        else if constexpr (Tile::SLOTS != 0)
-            panel = gather<Tile>(a, m0, n0, of_row, sources.panel);
-    }
+    if (a.panel.columns)
+        panel = {a.panel.columns, a.panel.values + n0, a.panel.stride, a.panel.capacity};
+    else if (with_outliers)
+        panel = gather<Tile>(a, m0, n0, of_row, sources.panel);
     __syncthreads();
 
     const int column = threadIdx.x % Tile::THREADS_OF_ROW * 4;

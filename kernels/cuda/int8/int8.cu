@@ -81,24 +81,21 @@ cudaError_t launch_tiles(bool early, void (*kernel)(Params...), size_t m, size_t
     return lb_launch_early(early, kernel, grid, dim3(Tile::THREADS), shared, stream, args...);
 }
 
-// The weight is read once for up to 128 rows. No tile needs more than the 99 KB of shared memory that
-// every GPU has.
+// The weight is read once for up to 128 rows.
 template <class Launch> auto with_tile(size_t m, Launch launch) {
-    static_assert(LOWBIT_CUDA_LOCAL_M == 128, "up to so many rows a tile has all of them");
+    static_assert(Tile<4>::M == LOWBIT_CUDA_LOCAL_M, "up to so many rows a tile has all of them");
     if (m <= 32)
-        return launch(Tile<2, 4, 1, 4, 4, 256>());
+        return launch(Tile<1>());
     if (m <= 64)
-        return launch(Tile<2, 4, 2, 4, 4, 256>());
-    if (m <= 128)
-        return launch(Tile<2, 4, 4, 4, 3, 128>());
-    return launch(Tile<2, 4, 4, 4, 3>());
+        return launch(Tile<2>());
+    return launch(Tile<4>());
 }
 
 template <bool ALIGNED> cudaError_t linear(const lowbit_cuda_int8_linear &a, cudaStream_t stream) {
     const Matrix<ALIGNED> weight = {a.weight, a.n, a.k, a.k};
     return with_tile(a.m, [&](auto tile) {
         using Tile = decltype(tile);
-        return launch_tiles<Tile>(true, linear_kernel<Tile, Matrix<ALIGNED>>, a.m, a.n,
+        return launch_tiles<Tile>(true, linear_kernel<Tile, ALIGNED>, a.m, a.n,
                                   a.sums ? shares_of<Tile>(a.m, a.n, a.k) : 1, stream, a, weight);
     });
 }
@@ -109,8 +106,8 @@ cudaError_t matmul(const int8_t *a, size_t a_stride, const int8_t *b, size_t m, 
     const Matrix<ALIGNED> left = {a, m, a_stride, k}, right = {b, n, k, k};
     return with_tile(m, [&](auto tile) {
         using Tile = decltype(tile);
-        return launch_tiles<Tile>(false, matmul_kernel<Tile, Matrix<ALIGNED>, Matrix<ALIGNED>>, m,
-                                  n, 1, stream, left, right, c, c_stride);
+        return launch_tiles<Tile>(false, matmul_kernel<Tile, ALIGNED>, m, n, 1, stream, left, right,
+                                  c, c_stride);
     });
 }
 
