@@ -71,14 +71,9 @@ template <class Tile> size_t shares_of(size_t m, size_t n, size_t k) {
 template <class Tile, class... Params, class... Args>
 cudaError_t launch_tiles(bool early, void (*kernel)(Params...), size_t m, size_t n, size_t shares,
                          cudaStream_t stream, Args... args) {
-    const size_t shared = sizeof(typename Tile::Shared);
-    const cudaError_t error =
-        cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-    if (error != cudaSuccess)
-        return error;
     const dim3 grid(static_cast<unsigned>(tiles_of<Tile>(m, n)), static_cast<unsigned>(shares));
-    return lb_launch_early(early, kernel, grid, dim3(Tile::THREADS), shared, stream, args...);
+    return lb_launch_early(early, kernel, grid, dim3(Tile::THREADS), sizeof(typename Tile::Shared),
+                           stream, args...);
 }
 
 // The weight is read once for up to 128 rows.

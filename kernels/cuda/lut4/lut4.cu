@@ -24,16 +24,6 @@ cudaError_t prepare(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
                      stream, static_cast<const lb_bits<type> *>(a.x), a.x_stride, a.k, a.rows);
 }
 
-// A kernel that takes all of the shared memory that it likes.
-cudaError_t launch(bool early, void (*kernel)(lowbit_cuda_lut4_linear), dim3 grid, int threads,
-                   size_t shared, cudaStream_t stream, const lowbit_cuda_lut4_linear &a) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-    return error != cudaSuccess ? error
-                                : lb_launch_early(early, kernel, grid, threads, shared, stream, a);
-}
-
 template <int ROWS, int TILES, lowbit_float type>
 cudaError_t decode(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
     using Shared = DecodeShared<ROWS, TILES, type>;
@@ -41,8 +31,8 @@ cudaError_t decode(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
     if (Shared::FUSED)
         shared -= (FUSED_HALVES - x_parts<type> * a.m * a.k) * sizeof(uint16_t);
     // A fused kernel reads x, which the last kernel may write.
-    return launch(!Shared::FUSED, decode_kernel<ROWS, TILES, type>, groups_of(16 * ROWS, a.n),
-                  LUT4_THREADS, shared, stream, a);
+    return lb_launch_early(!Shared::FUSED, decode_kernel<ROWS, TILES, type>,
+                           groups_of(16 * ROWS, a.n), LUT4_THREADS, shared, stream, a);
 }
 
 // Each block reads all of x from L2, M / (4 ROWS) bytes for each byte of the weight.
@@ -60,8 +50,8 @@ template <int TILES, lowbit_float type>
 cudaError_t tiles(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
     const dim3 grid(groups_of(TILE_N, a.n), groups_of(8 * TILES, a.m),
                     static_cast<unsigned>(a.splits));
-    return launch(true, tiles_kernel<TILES, type>, grid, TILE_THREADS,
-                  sizeof(TileShared<TILES, type>), stream, a);
+    return lb_launch_early(true, tiles_kernel<TILES, type>, grid, TILE_THREADS,
+                           sizeof(TileShared<TILES, type>), stream, a);
 }
 
 template <lowbit_float type>

@@ -48,8 +48,9 @@ template <typename... Params, typename... Args>
 LB_UNWATCHED cudaError_t lb_launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared,
                                    cudaStream_t, Args... args) {
     auto call = [=] LB_UNWATCHED() { kernel(static_cast<Params>(args)...); };
-    return emu::launch((const void *)kernel, grid, block, shared,
-                       [] LB_UNWATCHED(void *c) { (*static_cast<decltype(call) *>(c))(); }, &call);
+    return emu::launch(
+        grid, block, shared, [] LB_UNWATCHED(void *c) { (*static_cast<decltype(call) *>(c))(); },
+        &call);
 }
 
 template <typename... Args> LB_UNWATCHED cudaError_t lb_launch_early(bool, Args... args) {
