@@ -129,8 +129,8 @@ __global__ void __launch_bounds__(ROW_THREADS, DECODE_BLOCKS)
             int32_t total = 0;
             for (int w = 0; w < WARPS; w++)
                 total += sums[w][token][row];
-            const Scale scales[1] = {of_column[row].scale(a)};
-            OutlierSums<1> o(scales);
+            const OfColumn column[1] = {of_column[row]};
+            OutlierSums<1> o(column);
             const OfRow of = of_row[token];
             for (uint32_t i = 0; i < listed(of.outliers); i += 4) {
                 int8_t code[4];
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(ROW_THREADS, DECODE_BLOCKS)
             if (of.outliers > LISTED)
                 each_unlisted(a, rows.mask + m * (rows.stride / 32), m, list[token][LISTED - 1].k,
                               [&](uint32_t k, float x) { o.add(k, x, {a.weight[n * a.k + k]}); });
-            const float y = output(of, of_column[row], scales[0], total, o.sum(0));
+            const float y = column[0].output(of, total, o.sum(0));
             lb_store_any(a.y_type, a.y, m * a.y_stride + n, y);
         }
         __syncthreads(); // the next rows reuse sums and of_column

@@ -119,9 +119,7 @@ __global__ void __launch_bounds__(ROW_THREADS)
         uint2 codes = {}; // on their way together with the scale
         if (whole)
             codes = *reinterpret_cast<const uint2 *>(from);
-        const Scale scale = {__fdiv_rn(lb_load_any(scale_type, absmax, row), 127.0f),
-                             offset ? lb_load_any(scale_type, offset, row) : 0.0f,
-                             offset != nullptr};
+        const Scale scale = scale_of(scale_type, absmax, offset, row);
         float values[8];
         if (whole) {
             for (int j = 0; j < 8; j++)

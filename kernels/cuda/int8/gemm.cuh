@@ -360,17 +360,14 @@ __global__ void __launch_bounds__(Tile::THREADS, 2)
     if (n0 + column >= a.n)
         return;
     OfColumn of[4];
-    Scale scales[4];
-    for (int j = 0; j < 4; j++) {
+    for (int j = 0; j < 4; j++)
         of[j] = of_column[column + j];
-        scales[j] = of[j].scale(a);
-    }
     for (int i = threadIdx.x / Tile::THREADS_OF_ROW; i < Tile::M;
          i += Tile::THREADS / Tile::THREADS_OF_ROW) {
         const size_t m = m0 + i;
         if (m >= a.m)
             return;
-        OutlierSums<4> sums(scales);
+        OutlierSums<4> sums(of);
         const auto add = [&](uint32_t k, float x, uint32_t slot, uint32_t four) {
             int codes[4];
             for (int j = 0; j < 4; j++)
@@ -409,7 +406,7 @@ __global__ void __launch_bounds__(Tile::THREADS, 2)
         const int32_t acc_of[4] = {acc4.x, acc4.y, acc4.z, acc4.w};
         float y[4];
         for (int j = 0; j < 4; j++)
-            y[j] = output(of_row[i], of[j], scales[j], acc_of[j], sums.sum(j));
+            y[j] = of[j].output(of_row[i], acc_of[j], sums.sum(j));
         store_outputs(a, m, n0 + column, y);
     }
 }

@@ -222,50 +222,47 @@ __device__ __forceinline__ uint4 load_codes(const int8_t *row, size_t at, size_t
     return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-// A weight's scale and offset.
+// The scale of a row of the weight and its offset: -0 where there is none, which changes no sum.
 struct Scale {
     float s, offset;
-    bool has_offset;
 
     __device__ __forceinline__ float weight(int q) const {
-        const float code = static_cast<float>(q);
-        return has_offset ? __fmaf_rn(code, s, offset) : __fmul_rn(code, s);
-    }
-    __device__ __forceinline__ float product(float r, int acc, int sum) const {
-        float value = __fmul_rn(s, static_cast<float>(acc));
-        if (has_offset)
-            value =
-                __fmaf_rn(s, static_cast<float>(acc), __fmul_rn(offset, static_cast<float>(sum)));
-        return __fmul_rn(r, value);
+        return __fmaf_rn(static_cast<float>(q), s, offset);
     }
 };
+__device__ __forceinline__ Scale scale_of(lowbit_float type, const void *absmax, const void *offset,
+                                          size_t n) {
+    return {__fdiv_rn(lb_load_any(type, absmax, n), 127.0f),
+            offset ? lb_load_any(type, offset, n) : -0.0f};
+}
 
 // What a column of y needs besides the sums; zeros beyond the last. Without a bias y + 0 is y: that is
-// never -0, as o is not.
+// never -0, as o is not, so that the sign of a product that is zero does not matter.
 struct OfColumn {
-    float s, offset, bias;
+    Scale scale;
+    float bias;
 
-    __device__ __forceinline__ Scale scale(const lowbit_cuda_int8_linear &a) const {
-        return {s, offset, a.offset != nullptr};
+    __device__ __forceinline__ float output(const OfRow &row, int32_t acc, float o) const {
+        const float value = __fmaf_rn(scale.s, static_cast<float>(acc),
+                                      __fmul_rn(scale.offset, static_cast<float>(row.sum)));
+        return __fadd_rn(__fadd_rn(__fmul_rn(row.r, value), o), bias);
     }
 };
 __device__ __forceinline__ OfColumn column_of(const lowbit_cuda_int8_linear &a, size_t n) {
     if (n >= a.n)
         return {};
-    return {__fdiv_rn(lb_load_any(a.scale_type, a.absmax, n), 127.0f),
-            a.offset ? lb_load_any(a.scale_type, a.offset, n) : 0.0f,
+    return {scale_of(a.scale_type, a.absmax, a.offset, n),
             a.bias ? lb_load_any(a.bias_type, a.bias, n) : 0.0f};
 }
 
 // o for COLUMNS columns of y at once, from outliers in ascending k. Chunks without outliers would add
 // +0 to a sum that is never -0.
 template <int COLUMNS> struct OutlierSums {
-    const Scale (&scales)[COLUMNS];
+    const OfColumn (&of)[COLUMNS];
     float done[COLUMNS] = {}, c[COLUMNS] = {}; // c: of the chunk
     uint32_t chunk = 0;
 
-    __device__ __forceinline__ explicit OutlierSums(const Scale (&scales_)[COLUMNS])
-        : scales(scales_) {}
+    __device__ __forceinline__ explicit OutlierSums(const OfColumn (&of_)[COLUMNS]) : of(of_) {}
     __device__ __forceinline__ void add(uint32_t k, float x, const int (&codes)[COLUMNS]) {
         if (k / LOWBIT_CUDA_CHUNK != chunk) {
             for (int j = 0; j < COLUMNS; j++) {
@@ -275,7 +272,7 @@ template <int COLUMNS> struct OutlierSums {
             chunk = k / LOWBIT_CUDA_CHUNK;
         }
         for (int j = 0; j < COLUMNS; j++)
-            c[j] = __fmaf_rn(x, scales[j].weight(codes[j]), c[j]);
+            c[j] = __fmaf_rn(x, of[j].scale.weight(codes[j]), c[j]);
     }
     __device__ __forceinline__ float sum(int j) const { return __fadd_rn(done[j], c[j]); }
 };
@@ -291,11 +288,6 @@ __device__ __forceinline__ void each_unlisted(const lowbit_cuda_int8_linear &a,
             const uint32_t k = static_cast<uint32_t>(word * 32) + __ffs(bits) - 1;
             f(k, lb_load_any(a.x_type, a.x, m * a.x_stride + k));
         }
-}
-
-__device__ __forceinline__ float output(const OfRow &row, const OfColumn &column,
-                                        const Scale &scale, int32_t acc, float o) {
-    return __fadd_rn(__fadd_rn(scale.product(row.r, acc, row.sum), o), column.bias);
 }
 
 // Four neighbours in a row of y; nothing beyond its end.
