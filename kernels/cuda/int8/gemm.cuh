@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(PANEL_ROWS)
     int before = 0;
     for (size_t i = threadIdx.x; i < word; i += PANEL_ROWS)
         before += __popc(panel.columns[i].marked);
-    before = block_sums(before, of_warp).all;
+    before = block_scan(before, of_warp).all;
     if (blockIdx.y == 0 && threadIdx.x == 0)
         panel.columns[word].before = before;
     for (size_t row = blockIdx.y * PANEL_ROWS + threadIdx.x; row < panel.stride;
@@ -260,11 +260,7 @@ constexpr uint32_t TOGETHER = 8; // outliers that a thread looks up at once
 static_assert(LISTED % TOGETHER == 0, "those that are listed");
 
 // A panel as the tile sees it: values from the tile's first column of y on.
-struct PanelView {
-    const lowbit_cuda_int8_columns *columns;
-    const int8_t *values;
-    size_t stride, capacity;
-
+struct PanelView : lowbit_cuda_int8_panel {
     __device__ __forceinline__ uint32_t slot(uint32_t k) const {
         const uint2 word = *reinterpret_cast<const uint2 *>(&columns[k / 32]); // at once
         const uint32_t bit = 1u << k % 32;
@@ -299,7 +295,7 @@ __device__ __forceinline__ PanelView gather(const lowbit_cuda_int8_linear &a, si
     int mine = 0;
     for (uint32_t word = begin; word < end; word++)
         mine += __popc(panel.columns[word].marked);
-    const Sums slots = block_sums(mine, panel.of_warp);
+    const Scan slots = block_scan(mine, panel.of_warp);
     int slot = slots.before;
     for (uint32_t word = begin; word < end; word++) {
         panel.columns[word].before = slot;
@@ -313,7 +309,7 @@ __device__ __forceinline__ PanelView gather(const lowbit_cuda_int8_linear &a, si
         panel.values[i / Tile::N][i % Tile::N] =
             n < a.n ? a.weight[n * a.k + panel.k[i / Tile::N]] : 0;
     }
-    return {panel.columns, panel.values[0], Tile::N, Tile::SLOTS};
+    return {{panel.columns, panel.values[0], Tile::N, Tile::SLOTS}};
 }
 
 template <class Tile, bool ALIGNED>
@@ -351,7 +347,7 @@ __global__ void __launch_bounds__(Tile::THREADS, 2)
                     make_int2(acc[i][j][half * 2], acc[i][j][half * 2 + 1]);
     PanelView panel = {};
     if (a.panel.columns)
-        panel = {a.panel.columns, a.panel.values + n0, a.panel.stride, a.panel.capacity};
+        panel = {{a.panel.columns, a.panel.values + n0, a.panel.stride, a.panel.capacity}};
     else if (with_outliers)
         panel = gather<Tile>(a, m0, n0, of_row, sources.panel);
     __syncthreads();
@@ -397,11 +393,10 @@ __global__ void __launch_bounds__(Tile::THREADS, 2)
                     add(found[j].x, __uint_as_float(found[j].y), slots[j], four[j]);
         }
         if (outliers > LISTED)
-            each_unlisted(a, a.rows.mask + m * (a.rows.stride / 32), m, list[LISTED - 1].k,
-                          [&](uint32_t k, float x) {
-                              const uint32_t slot = panel.slot(k);
-                              add(k, x, slot, panel.four(slot, column));
-                          });
+            each_unlisted(a, a.rows, m, list[LISTED - 1].k, [&](uint32_t k, float x) {
+                const uint32_t slot = panel.slot(k);
+                add(k, x, slot, panel.four(slot, column));
+            });
         const int4 acc4 = *reinterpret_cast<const int4 *>(&sources.acc[i][column]);
         const int32_t acc_of[4] = {acc4.x, acc4.y, acc4.z, acc4.w};
         float y[4];

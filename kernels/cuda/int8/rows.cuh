@@ -33,10 +33,10 @@ __device__ __forceinline__ float block_max(float value, float (&of_warp)[WARPS])
 }
 
 // The sums of what the threads before this one bring, and of what all bring.
-struct Sums {
+struct Scan {
     int before, all;
 };
-template <int WARPS> __device__ __forceinline__ Sums block_sums(int value, int (&of_warp)[WARPS]) {
+template <int WARPS> __device__ __forceinline__ Scan block_scan(int value, int (&of_warp)[WARPS]) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int upto = value;
     for (int step = 1; step < 32; step *= 2) {
@@ -46,7 +46,7 @@ template <int WARPS> __device__ __forceinline__ Sums block_sums(int value, int (
     if (lane == 31)
         of_warp[warp] = upto;
     __syncthreads();
-    Sums sums = {upto - value, 0};
+    Scan sums = {upto - value, 0};
     for (int i = 0; i < WARPS; i++) {
         sums.before += i < warp ? of_warp[i] : 0;
         sums.all += of_warp[i];
@@ -169,7 +169,7 @@ quantize_row(const lb_bits<type> *x, size_t k, size_t stride, float t, RowScratc
         any |= outliers;
     });
     const int finders = __syncthreads_count(any != 0); // and the mask is complete
-    sum = block_sums(sum, scratch.sum).all;
+    sum = block_scan(sum, scratch.sum).all;
     if (threadIdx.x == 0)
         *to.of = {__fdiv_rn(most, 127.0f), sum, 0};
     if (finders) {
@@ -178,7 +178,7 @@ quantize_row(const lb_bits<type> *x, size_t k, size_t stride, float t, RowScratc
         int mine = 0;
         for (size_t word = first; word < last; word++)
             mine += __popc(to.mask[word]);
-        const Sums outliers = block_sums(mine, scratch.outliers);
+        const Scan outliers = block_scan(mine, scratch.outliers);
         uint32_t at = outliers.before;
         for (size_t word = first; word < last; word++)
             for (uint32_t bits = to.mask[word]; bits && at < LISTED; bits &= bits - 1) {
@@ -280,8 +280,10 @@ template <int COLUMNS> struct OutlierSums {
 // Calls f(k, x) for the outliers of row m that come after column `last`.
 template <class F>
 __device__ __forceinline__ void each_unlisted(const lowbit_cuda_int8_linear &a,
-                                              const uint32_t *mask, size_t m, uint32_t last, F f) {
-    const size_t words = a.rows.stride / 32;
+                                              const lowbit_cuda_int8_rows &rows, size_t m,
+                                              uint32_t last, F f) {
+    const size_t words = rows.stride / 32;
+    const uint32_t *mask = rows.mask + m * words;
     uint32_t after = last % 32 == 31 ? 0 : ~0u << (last % 32 + 1); // of the first word
     for (size_t word = last / 32; word < words; word++, after = ~0u)
         for (uint32_t bits = mask[word] & after; bits; bits &= bits - 1) {
@@ -300,12 +302,10 @@ __device__ __forceinline__ void store_outputs(const lowbit_cuda_int8_linear &a, 
             lb_store_any(a.y_type, to, j, values[j]);
     } else if (a.y_type == f32) {
         lb_store<f32>(reinterpret_cast<uint32_t *>(to), values);
+    } else if (a.y_type == f16) {
+        lb_store<f16>(reinterpret_cast<uint16_t *>(to), values);
     } else {
-        lb_pack<uint16_t, 4> pack;
-        for (int j = 0; j < 4; j++)
-            pack.set(j, a.y_type == f16 ? Float<f16>::store(values[j])
-                                        : Float<bf16>::store(values[j]));
-        lb_write(reinterpret_cast<uint16_t *>(to), pack);
+        lb_store<bf16>(reinterpret_cast<uint16_t *>(to), values);
     }
 }
 
