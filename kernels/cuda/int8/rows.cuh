@@ -5,6 +5,7 @@
 #define LOWBIT_KERNELS_CUDA_INT8_ROWS_CUH
 
 #include "launch.h"
+#include <block.cuh>
 #include <floats.cuh>
 #include <ptx.cuh>
 
@@ -18,19 +19,6 @@ __device__ __forceinline__ uint32_t listed(uint32_t outliers) {
 
 // Threads of a block that has a row; a longer row has more.
 constexpr int ROW_THREADS = 256, LONG_ROW_THREADS = 1024, LONG_ROW = 8192;
-
-template <int WARPS>
-__device__ __forceinline__ float block_max(float value, float (&of_warp)[WARPS]) {
-    for (int step = 16; step; step /= 2)
-        value = fmaxf(value, __shfl_xor_sync(LB_ALL_LANES, value, step));
-    if (threadIdx.x % 32 == 0)
-        of_warp[threadIdx.x / 32] = value;
-    __syncthreads();
-    value = of_warp[0];
-    for (int i = 1; i < WARPS; i++)
-        value = fmaxf(value, of_warp[i]);
-    return value;
-}
 
 // The sums of what the threads before this one bring, and of what all bring.
 struct Scan {
@@ -118,20 +106,19 @@ template <lowbit_float type, int THREADS> struct Row {
             floats(i, whole && i < k ? load(i) : load_elements(i));
     }
     // The largest magnitude below t, found by all threads together. Contains a barrier.
-    __device__ __forceinline__ float largest_below(float t, float (&of_warp)[THREADS / 32]) const {
+    __device__ __forceinline__ float largest_below(float t, int32_t *of_warp) const {
         float most = 0.0f;
         each(k, [&](size_t, const float (&v)[8]) {
             for (int j = 0; j < 8; j++)
                 if (fabsf(v[j]) < t)
                     most = fmaxf(most, fabsf(v[j]));
         });
-        return block_max(most, of_warp);
+        return lb_block_max(most, of_warp);
     }
 };
 
 template <int THREADS> struct RowScratch {
-    float most[THREADS / 32];
-    int sum[THREADS / 32], outliers[THREADS / 32];
+    int32_t most[THREADS / 32], sum[THREADS / 32], outliers[THREADS / 32];
 };
 
 using OfRow = lowbit_cuda_int8_of_row;
@@ -154,15 +141,16 @@ quantize_row(const lb_bits<type> *x, size_t k, size_t stride, float t, RowScratc
     int sum = 0;
     uint32_t any = 0;
     row.each(stride, [&](size_t i, const float (&v)[8]) {
-        uint32_t outliers = 0, codes[2] = {0, 0};
+        uint32_t outliers = 0;
+        lb_pack<uint8_t, 8> codes;
         for (int j = 0; j < 8; j++) {
             const bool outlier = !(fabsf(v[j]) < t);
             const int q = outlier ? 0 : __float2int_rn(__fmul_rn(v[j], inv));
             outliers |= static_cast<uint32_t>(outlier) << j;
-            codes[j / 4] |= static_cast<uint32_t>(q & 0xff) << (j % 4 * 8);
+            codes.set(j, static_cast<uint8_t>(q));
             sum += q;
         }
-        *reinterpret_cast<uint2 *>(to.q + i) = make_uint2(codes[0], codes[1]);
+        lb_write(reinterpret_cast<uint8_t *>(to.q + i), codes);
         reinterpret_cast<uint8_t *>(to.mask)[i / 8] = static_cast<uint8_t>(outliers);
         if (outliers && columns)
             atomicOr(&columns[i / 32].marked, outliers << (i % 32));

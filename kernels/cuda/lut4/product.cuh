@@ -107,7 +107,8 @@ constexpr unsigned RUN = 4; // of pieces
 constexpr size_t FUSED_HALVES = 16384;
 template <bool fused> struct FusedRows {};
 template <> struct FusedRows<true> {
-    float of_warp[LUT4_WARPS], scale[2];
+    int32_t of_warp[LUT4_WARPS];
+    float scale[2];
     alignas(16) uint16_t halves[FUSED_HALVES]; // last: a launch leaves out what it does not need
 };
 

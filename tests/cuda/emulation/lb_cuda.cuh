@@ -126,7 +126,8 @@ LB_EMULATED int __all_sync(unsigned mask, int vote, int line = __builtin_LINE())
 }
 
 // mask: all lanes, or a power of two of them from a multiple of it on.
-LB_EMULATED unsigned __reduce_max_sync(unsigned mask, unsigned value, int line = __builtin_LINE()) {
+template <typename T>
+LB_EMULATED T __reduce_max_sync(unsigned mask, T value, int line = __builtin_LINE()) {
     for (int lanes = __builtin_popcount(mask) / 2; lanes; lanes /= 2)
         value = std::max(value, __shfl_xor_sync(mask, value, lanes, LB_WARP, line));
     return value;
