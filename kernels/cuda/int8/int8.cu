@@ -11,42 +11,32 @@
 
 namespace {
 
-constexpr size_t MULTIPROCESSORS = 132; // of an H200
-// Of threads, in a kernel that loops over its work.
-constexpr size_t MOST_BLOCKS = MULTIPROCESSORS * 16;
-
-dim3 grid_for(size_t pieces) {
-    return dim3(static_cast<unsigned>(pieces < MOST_BLOCKS ? pieces : MOST_BLOCKS));
-}
-
 bool aligned(const int8_t *rows, size_t k) {
     return lb_aligned(rows, 16) && k % 16 == 0;
 }
 
-// Calls launch with how many threads a row of k elements takes, as a constant.
-template <class Launch> cudaError_t with_row_threads(size_t k, Launch launch) {
-    if (k <= LONG_ROW)
-        return launch(std::integral_constant<int, ROW_THREADS>());
-    return launch(std::integral_constant<int, LONG_ROW_THREADS>());
+// Calls launch with the type of a row of k elements and how many threads it takes, as constants.
+template <class Launch> cudaError_t with_row(lowbit_float type, size_t k, Launch launch) {
+    return lb_with_type(type, [&](auto type) {
+        if (k <= LONG_ROW)
+            return launch(type, std::integral_constant<int, ROW_THREADS>());
+        return launch(type, std::integral_constant<int, LONG_ROW_THREADS>());
+    });
 }
 
 cudaError_t quantize_x(const lowbit_cuda_int8_linear &a, size_t sums, cudaStream_t stream) {
-    return lb_with_type(a.x_type, [&](auto constant) {
-        constexpr lowbit_float type = decltype(constant)::value;
-        return with_row_threads(a.k, [&](auto threads) {
-            return lb_launch(quantize_rows_kernel<type, threads()>,
-                             dim3(static_cast<unsigned>(a.m)), dim3(threads()), 0, stream,
-                             static_cast<const lb_bits<type> *>(a.x), a.x_stride, a.k, a.threshold,
-                             a.rows, a.panel.columns, reinterpret_cast<uint4 *>(a.sums),
-                             sums / sizeof(uint4));
-        });
+    return with_row(a.x_type, a.k, [&](auto type, auto threads) {
+        return lb_launch(quantize_rows_kernel<type(), threads()>, dim3(static_cast<unsigned>(a.m)),
+                         dim3(threads()), 0, stream, static_cast<const lb_bits<type()> *>(a.x),
+                         a.x_stride, a.k, a.threshold, a.rows, a.panel.columns,
+                         reinterpret_cast<uint4 *>(a.sums), sums / sizeof(uint4));
     });
 }
 
 template <lowbit_float type, int TILES, int ROWS, bool FUSED>
 cudaError_t decode(const lowbit_cuda_int8_linear &a, cudaStream_t stream) {
     unsigned blocks = 0;
-    const cudaError_t error = lb_grid((a.n + ROWS - 1) / ROWS, DECODE_BLOCKS, &blocks);
+    const cudaError_t error = lb_grid(lb_pieces(a.n, ROWS), DECODE_BLOCKS, &blocks);
     if (error != cudaSuccess)
         return error;
     const size_t shared = FUSED ? a.m * (a.rows.stride + a.rows.stride / 8) : 0;
@@ -57,13 +47,13 @@ cudaError_t decode(const lowbit_cuda_int8_linear &a, cudaStream_t stream) {
 }
 
 template <class Tile> size_t tiles_of(size_t m, size_t n) {
-    return (m + Tile::M - 1) / Tile::M * ((n + Tile::N - 1) / Tile::N);
+    return static_cast<size_t>(lb_pieces(m, Tile::M)) * lb_pieces(n, Tile::N);
 }
 
 // How many blocks share a tile, so that all multiprocessors have one: each with 1024 columns or more.
 template <class Tile> size_t shares_of(size_t m, size_t n, size_t k) {
     const size_t tiles = tiles_of<Tile>(m, n), most = k / 1024;
-    const size_t shares = tiles ? MULTIPROCESSORS / tiles : 0;
+    const size_t shares = tiles ? LB_MULTIPROCESSORS / tiles : 0;
     return std::max<size_t>(std::min(shares, most), 1);
 }
 
@@ -112,9 +102,8 @@ extern "C" int lowbit_int8_linear_decode_launch(const lowbit_cuda_int8_linear *a
     const auto stream = static_cast<cudaStream_t>(queue);
     const lowbit_cuda_int8_linear &a = *args;
     if (a.m <= 2 && a.m * a.k <= LOWBIT_CUDA_FUSED) {
-        return lb_with_type(a.x_type, [&](auto type) {
-            return decode<decltype(type)::value, 1, 16, true>(a, stream);
-        });
+        return lb_with_type(a.x_type,
+                            [&](auto type) { return decode<type(), 1, 16, true>(a, stream); });
     }
     const cudaError_t error = quantize_x(a, 0, stream);
     if (error != cudaSuccess)
@@ -143,8 +132,8 @@ extern "C" int lowbit_int8_linear_gemm_launch(const lowbit_cuda_int8_linear *arg
     if (error == cudaSuccess && panel.columns && a.k)
         error = lb_launch(aligned(a.weight, a.k) ? gather_columns_kernel<true>
                                                  : gather_columns_kernel<false>,
-                          dim3(static_cast<unsigned>((a.k + 31) / 32), PANEL_BLOCKS),
-                          dim3(PANEL_ROWS), 0, stream, a.weight, a.n, a.k, panel);
+                          dim3(lb_pieces(a.k, 32), PANEL_BLOCKS), dim3(PANEL_ROWS), 0, stream,
+                          a.weight, a.n, a.k, panel);
     if (error != cudaSuccess)
         return error;
     return aligned(a.weight, a.k) ? linear<true>(a, stream) : linear<false>(a, stream);
@@ -164,13 +153,10 @@ extern "C" int lowbit_int8_quantize_launch(const void *x, lowbit_float x_type, s
                                            size_t q_stride, lowbit_float scale_type, void *absmax,
                                            void *queue) {
     const auto stream = static_cast<cudaStream_t>(queue);
-    return lb_with_type(x_type, [&](auto constant) {
-        constexpr lowbit_float type = decltype(constant)::value;
-        return with_row_threads(k, [&](auto threads) {
-            return lb_launch(quantize_kernel<type, threads()>, grid_for(m), dim3(threads()), 0,
-                             stream, static_cast<const lb_bits<type> *>(x), m, k, x_stride,
-                             threshold, q, q_stride, scale_type, absmax);
-        });
+    return with_row(x_type, k, [&](auto type, auto threads) {
+        return lb_launch(quantize_kernel<type(), threads()>, lb_blocks(m), threads(), 0, stream,
+                         static_cast<const lb_bits<type()> *>(x), m, k, x_stride, threshold, q,
+                         q_stride, scale_type, absmax);
     });
 }
 
@@ -179,13 +165,10 @@ extern "C" int lowbit_int8_quantize_offset_launch(const void *weight, lowbit_flo
                                                   size_t q_stride, lowbit_float scale_type,
                                                   void *absmax, void *offset, void *queue) {
     const auto stream = static_cast<cudaStream_t>(queue);
-    return lb_with_type(type, [&](auto constant) {
-        constexpr lowbit_float type = decltype(constant)::value;
-        return with_row_threads(k, [&](auto threads) {
-            return lb_launch(quantize_offset_kernel<type, threads()>, grid_for(n), dim3(threads()),
-                             0, stream, static_cast<const lb_bits<type> *>(weight), n, k, stride, q,
-                             q_stride, scale_type, absmax, offset);
-        });
+    return with_row(type, k, [&](auto type, auto threads) {
+        return lb_launch(quantize_offset_kernel<type(), threads()>, lb_blocks(n), threads(), 0,
+                         stream, static_cast<const lb_bits<type()> *>(weight), n, k, stride, q,
+                         q_stride, scale_type, absmax, offset);
     });
 }
 
@@ -194,13 +177,11 @@ extern "C" int lowbit_int8_dequantize_launch(const int8_t *q, size_t m, size_t k
                                              const void *offset, lowbit_float y_type, void *y,
                                              size_t y_stride, void *queue) {
     const auto stream = static_cast<cudaStream_t>(queue);
-    return lb_with_type(y_type, [&](auto constant) {
-        constexpr lowbit_float type = decltype(constant)::value;
-        const size_t pieces = (k + 8 * ROW_THREADS - 1) / (8 * ROW_THREADS);
-        const size_t rows = std::min(m, std::max<size_t>(MOST_BLOCKS / pieces, 1));
-        const dim3 grid(static_cast<unsigned>(pieces), static_cast<unsigned>(rows));
-        return lb_launch(dequantize_kernel<type>, grid, dim3(ROW_THREADS), 0, stream, q, m, k,
-                         q_stride, scale_type, absmax, offset, static_cast<lb_bits<type> *>(y),
-                         y_stride);
+    return lb_with_type(y_type, [&](auto type) {
+        const unsigned pieces = lb_pieces(k, 8 * ROW_THREADS);
+        const size_t rows = std::min(m, std::max<size_t>(LB_MOST_BLOCKS / pieces, 1));
+        const dim3 grid(pieces, static_cast<unsigned>(rows));
+        return lb_launch(dequantize_kernel<type()>, grid, ROW_THREADS, 0, stream, q, m, k, q_stride,
+                         scale_type, absmax, offset, static_cast<lb_bits<type()> *>(y), y_stride);
     });
 }
