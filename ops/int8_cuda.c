@@ -87,8 +87,11 @@ lowbit_status lowbit_int8_matmul_cuda(const char *op, const lowbit_tensor *a,
                                       void *stream) {
     if (!b->rows)
         return LOWBIT_OK;
-    for (size_t m = 0; m < a->rows; m += BLOCK_M) { // a grid has no room for any number of tiles
-        const size_t rows = a->rows - m < BLOCK_M ? a->rows - m : BLOCK_M;
+    size_t most = BLOCK_M;                            // a grid has no room for any number of tiles,
+    if (a->stride > UINT32_MAX / LOWBIT_CUDA_LOCAL_M) // and a tile counts its elements in 32 bits
+        most = 1 + (UINT32_MAX - LOWBIT_CUDA_ROW_ALIGN) / a->stride;
+    for (size_t m = 0, rows; m < a->rows; m += rows) {
+        rows = a->rows - m < most ? a->rows - m : most;
         LOWBIT_TRY(lowbit_cuda_status(
             op, lowbit_int8_matmul_launch(
                     (const int8_t *)a->data + m * a->stride, a->stride, b->data, rows, b->rows,
