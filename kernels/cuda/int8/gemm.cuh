@@ -17,6 +17,8 @@ constexpr int PANEL_BLOCKS = 4; // that share out the rows of 32 columns
 template <bool ALIGNED>
 __global__ void __launch_bounds__(PANEL_ROWS)
     gather_columns_kernel(const int8_t *weight, size_t n, size_t k, lowbit_cuda_int8_panel panel) {
+    ptx::begin_next();
+    ptx::wait_for_last();
     LB_SHARED(of_warp, int[PANEL_ROWS / 32]);
     const size_t word = blockIdx.x;
     const uint32_t columns = panel.columns[word].marked;

@@ -130,10 +130,11 @@ extern "C" int lowbit_int8_linear_gemm_launch(const lowbit_cuda_int8_linear *arg
     if (error == cudaSuccess)
         error = quantize_x(a, a.sums ? lowbit_int8_linear_gemm_sums(a.m, a.n, a.k) : 0, stream);
     if (error == cudaSuccess && panel.columns && a.k)
-        error = lb_launch(aligned(a.weight, a.k) ? gather_columns_kernel<true>
-                                                 : gather_columns_kernel<false>,
-                          dim3(lb_pieces(a.k, 32), PANEL_BLOCKS), dim3(PANEL_ROWS), 0, stream,
-                          a.weight, a.n, a.k, panel);
+        error = lb_launch_early(true,
+                                aligned(a.weight, a.k) ? gather_columns_kernel<true>
+                                                       : gather_columns_kernel<false>,
+                                dim3(lb_pieces(a.k, 32), PANEL_BLOCKS), dim3(PANEL_ROWS), 0, stream,
+                                a.weight, a.n, a.k, panel);
     if (error != cudaSuccess)
         return error;
     return aligned(a.weight, a.k) ? linear<true>(a, stream) : linear<false>(a, stream);

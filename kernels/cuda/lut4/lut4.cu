@@ -57,9 +57,9 @@ cudaError_t tiles(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
         error = tiles<4, type>(a, stream);
     if (error != cudaSuccess || a.splits == 1)
         return error;
-    return lb_launch(add_splits_kernel,
-                     dim3(lb_pieces(a.n, LUT4_THREADS), static_cast<unsigned>(a.m)), LUT4_THREADS,
-                     0, stream, a);
+    return lb_launch_early(true, add_splits_kernel,
+                           dim3(lb_pieces(a.n, LUT4_THREADS), static_cast<unsigned>(a.m)),
+                           LUT4_THREADS, 0, stream, a);
 }
 
 } // namespace

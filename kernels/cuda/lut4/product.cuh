@@ -279,6 +279,7 @@ __global__ void __launch_bounds__(TILE_THREADS, c_parts<type> == 1 ? 3 : 2)
     using Shared = TileShared<TILES, type>;
     constexpr int X_PARTS = x_parts<type>, C_PARTS = c_parts<type>;
     constexpr int TILE_M = 8 * TILES;
+    ptx::begin_next();
     LB_DYNAMIC_SHARED(shared, Shared);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const size_t n0 = static_cast<size_t>(blockIdx.x) * TILE_N,
@@ -385,12 +386,14 @@ __global__ void __launch_bounds__(TILE_THREADS, c_parts<type> == 1 ? 3 : 2)
 // A block adds up columns of one row of y.
 __global__ void __launch_bounds__(LUT4_THREADS) add_splits_kernel(lowbit_cuda_lut4_linear a) {
     const size_t m = blockIdx.y, n = static_cast<size_t>(blockIdx.x) * LUT4_THREADS + threadIdx.x;
+    const float unit = codebook_unit(a.weight.codebook);
+    ptx::wait_for_last();
     if (n >= a.n)
         return;
     float sum = a.partial[m * a.n + n];
     for (int split = 1; split < a.splits; split++)
         sum = __fadd_rn(sum, a.partial[(split * a.m + m) * a.n + n]);
-    store_sum(a, m, n, sum, a.rows.scale[m], codebook_unit(a.weight.codebook));
+    store_sum(a, m, n, sum, a.rows.scale[m], unit);
 }
 
 } // namespace
