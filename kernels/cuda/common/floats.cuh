@@ -108,8 +108,8 @@ __device__ __forceinline__ void lb_store(typename Float<type>::Bits *to, const f
     lb_write(to, pack);
 }
 
-// Eight elements from element i of n on, zeros or nothing beyond; aligned: array starts at 16 bytes and
-// i is a multiple of 8.
+// Eight elements from element i of n on, zeros or nothing beyond; aligned: array starts at 16 bytes
+// and i is a multiple of 8.
 template <lowbit_float type>
 __device__ __forceinline__ void lb_load8(float (&values)[8], const lb_bits<type> *array, size_t i,
                                          size_t n, bool aligned) {

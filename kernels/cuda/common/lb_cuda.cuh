@@ -23,9 +23,9 @@ template <typename T> using lb_type = T;
     extern __shared__ __align__(128) unsigned char lb_dynamic_shared[];                            \
     lb_type<__VA_ARGS__> &name = *reinterpret_cast<lb_type<__VA_ARGS__> *>(lb_dynamic_shared)
 
-// Launches kernel<<<grid, block, shared, stream>>>(args...) and returns how that went. If early, the
-// kernel may begin before the last one in the stream is done: it calls ptx::wait_for_last() in every
-// thread, before it touches what that one or an earlier one writes.
+// Launches kernel<<<grid, block, shared, stream>>>(args...) and returns how that went. If early,
+// the kernel may begin before the last one in the stream is done: it calls ptx::wait_for_last() in
+// every thread, before it touches what that one or an earlier one writes.
 template <typename... Params, typename... Args>
 cudaError_t lb_launch_early(bool early, void (*kernel)(Params...), dim3 grid, dim3 block,
                             size_t shared, cudaStream_t stream, Args... args) {

@@ -86,9 +86,9 @@ __device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t 
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Programmatic dependent launch: lb_launch_early of the next kernel. It may begin when all blocks of this
-// one have said begin_next() or are done; its memory is in place for the next one after wait_for_last().
-// Before sm_90 a launch begins when the last one is done.
+// Programmatic dependent launch: lb_launch_early of the next kernel. It may begin when all blocks
+// of this one have said begin_next() or are done; its memory is in place for the next one after
+// wait_for_last(). Before sm_90 a launch begins when the last one is done.
 __device__ __forceinline__ void begin_next() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// int8_linear for few rows of x: the weight streams through once, 16 or 32 of its rows at a time in a
-// block of threads, whose warps share out K.
+// int8_linear for few rows of x: the weight streams through once, 16 or 32 of its rows at a time in
+// a block of threads, whose warps share out K.
 #ifndef LOWBIT_KERNELS_CUDA_INT8_DECODE_CUH
 #define LOWBIT_KERNELS_CUDA_INT8_DECODE_CUH
 
@@ -13,9 +13,9 @@ constexpr int DECODE_AHEAD = 4;    // times so many are on their way
 constexpr int DECODE_BLOCKS = 2;   // on a multiprocessor
 
 // TILES times 8 rows of x and ROWS of the weight, which are the left and the right side of the
-// products: sixteen codes that a thread loads are two right sides as they stand, since integer sums do
-// not depend on the order of columns. With FUSED each block quantizes x by itself, into shared memory;
-// otherwise a.rows holds it.
+// products: sixteen codes that a thread loads are two right sides as they stand, since integer sums
+// do not depend on the order of columns. With FUSED each block quantizes x by itself, into shared
+// memory; otherwise a.rows holds it.
 //
 // Codes are loaded DECODE_AHEAD steps before they are used, those of the block's next rows while it
 // finishes these, and the first of all before x is quantized.

@@ -102,8 +102,8 @@ __global__ void __launch_bounds__(THREADS, 1024 / THREADS)
     }
 }
 
-// A thread turns eight codes of a row into numbers. Blocks go through rows along y, and share out a row
-// along x: so nothing is divided.
+// A thread turns eight codes of a row into numbers. Blocks go through rows along y, and share out a
+// row along x: so nothing is divided.
 template <lowbit_float type>
 __global__ void __launch_bounds__(ROW_THREADS)
     dequantize_kernel(const int8_t *q, size_t m, size_t k, size_t q_stride, lowbit_float scale_type,

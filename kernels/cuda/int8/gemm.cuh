@@ -12,8 +12,8 @@ constexpr int GEMM_K = 128;     // columns at a time: a line of shared memory
 constexpr int PANEL_ROWS = 256; // of the weight, at a time in a block of the panel kernel
 constexpr int PANEL_BLOCKS = 4; // that share out the rows of 32 columns
 
-// The columns of the weight that hold outliers, as rows of the panel: 32 columns in a block, which has
-// nothing to do where no row of x has an outlier.
+// The columns of the weight that hold outliers, as rows of the panel: 32 columns in a block, which
+// has nothing to do where no row of x has an outlier.
 template <bool ALIGNED>
 __global__ void __launch_bounds__(PANEL_ROWS)
     gather_columns_kernel(const int8_t *weight, size_t n, size_t k, lowbit_cuda_int8_panel panel) {
@@ -47,11 +47,12 @@ __global__ void __launch_bounds__(PANEL_ROWS)
     }
 }
 
-// Warps of 2 x 4 have tiles of 16 MT x 8 NT. q and the weight arrive STAGES - 1 steps ahead. A row of a tile in shared memory is a line of 128 bytes whose eight pieces of 16 are
-// permuted by the row's number: ldmatrix reads eight rows at once, from eight different pieces.
+// Warps of 2 x 4 have tiles of 16 MT x 8 NT. q and the weight arrive STAGES - 1 steps ahead. A row
+// of a tile in shared memory is a line of 128 bytes whose eight pieces of 16 are permuted by the
+// row's number: ldmatrix reads eight rows at once, from eight different pieces.
 //
-// Then what y is made of takes their place, and where a tile has all rows of x a panel of its own, of
-// SLOTS columns.
+// Then what y is made of takes their place, and where a tile has all rows of x a panel of its own,
+// of SLOTS columns.
 template <int MT_> struct Tile {
     static constexpr int WARPS_N = 4, MT = MT_, NT = 4;
     static constexpr int STAGES = MT < 4 ? 4 : 3, SLOTS = MT < 4 ? 256 : 128; // that fit
@@ -80,8 +81,8 @@ template <int MT_> struct Tile {
     static_assert(sizeof(Shared) + M * sizeof(OfRow) + N * sizeof(OfColumn) <= 99 << 10,
                   "shared memory that every GPU has");
 
-    // The calling thread's first row and column in the tile; a row and 8 further ones, two columns of
-    // every 8.
+    // The calling thread's first row and column in the tile; a row and 8 further ones, two columns
+    // of every 8.
     __device__ static int row() { return warp() / WARPS_N * MT * 16 + threadIdx.x % 32 / 4; }
     __device__ static int column() { return warp() % WARPS_N * NT * 8 + threadIdx.x % 4 * 2; }
     __device__ static int warp() { return threadIdx.x / 32; }
@@ -93,8 +94,8 @@ __device__ __forceinline__ int swizzled(int row, int piece) {
 
 constexpr uint32_t NEAR = 8; // tiles of rows that go through the weight together
 
-// Where in [m, n] the block's tile begins. What runs at the same time shares rows and columns: the codes
-// come from L2.
+// Where in [m, n] the block's tile begins. What runs at the same time shares rows and columns: the
+// codes come from L2.
 struct Origin {
     size_t m, n;
 };
@@ -144,8 +145,8 @@ __device__ __forceinline__ uint32_t share_of(uint32_t k) {
 }
 
 // acc += a b^T for the tile that begins at row m0 of a and row n0 of b: the block's share of K, of
-// gridDim.y. b is there when the launch begins, a may not be. Calls meanwhile() while the first codes
-// are on their way. shared is free after the next barrier.
+// gridDim.y. b is there when the launch begins, a may not be. Calls meanwhile() while the first
+// codes are on their way. shared is free after the next barrier.
 template <class Tile, class A, class B, class F>
 __device__ __forceinline__ void multiply(typename Tile::Shared &shared, const A &a, const B &b,
                                          size_t m0, size_t n0, typename Tile::Sums &acc,
@@ -205,8 +206,8 @@ __device__ __forceinline__ void multiply(typename Tile::Shared &shared, const A 
     }
 }
 
-// Where several blocks share a tile: adds acc to sums, which begin with zeros. The last block to come is
-// told so, and has what all have added.
+// Where several blocks share a tile: adds acc to sums, which begin with zeros. The last block to
+// come is told so, and has what all have added.
 template <class Tile>
 __device__ __forceinline__ bool add_shares(typename Tile::Shared &shared, int32_t *sums,
                                            typename Tile::Sums &acc) {
@@ -268,8 +269,8 @@ struct PanelView : lowbit_cuda_int8_panel {
         const uint32_t bit = 1u << k % 32;
         return word.x & bit ? word.y + __popc(word.x & (bit - 1)) : NOT_IN_PANEL;
     }
-    // Four codes from a column on; without a branch, so that many can be on their way. Some that are
-    // there if these are not.
+    // Four codes from a column on; without a branch, so that many can be on their way. Some that
+    // are there if these are not.
     __device__ __forceinline__ uint32_t four(uint32_t slot, int column) const {
         return *reinterpret_cast<const uint32_t *>(values + (slot < capacity ? slot : 0) * stride +
                                                    column);

@@ -50,7 +50,8 @@ template <class Tile> size_t tiles_of(size_t m, size_t n) {
     return static_cast<size_t>(lb_pieces(m, Tile::M)) * lb_pieces(n, Tile::N);
 }
 
-// How many blocks share a tile, so that all multiprocessors have one: each with 1024 columns or more.
+// How many blocks share a tile, so that all multiprocessors have one: each with 1024 columns or
+// more.
 template <class Tile> size_t shares_of(size_t m, size_t n, size_t k) {
     const size_t tiles = tiles_of<Tile>(m, n), most = k / 1024;
     const size_t shares = tiles ? LB_MULTIPROCESSORS / tiles : 0;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Quantized rows of x, and the sums of their outliers. ../../../ops/include/lowbit/int8_linear.h says
-// what each number is.
+// Quantized rows of x, and the sums of their outliers. ../../../ops/include/lowbit/int8_linear.h
+// says what each number is.
 #ifndef LOWBIT_KERNELS_CUDA_INT8_ROWS_CUH
 #define LOWBIT_KERNELS_CUDA_INT8_ROWS_CUH
 
@@ -224,8 +224,8 @@ __device__ __forceinline__ Scale scale_of(lowbit_float type, const void *absmax,
             offset ? lb_load_any(type, offset, n) : -0.0f};
 }
 
-// What a column of y needs besides the sums; zeros beyond the last. Without a bias y + 0 is y: that is
-// never -0, as o is not, so that the sign of a product that is zero does not matter.
+// What a column of y needs besides the sums; zeros beyond the last. Without a bias y + 0 is y: that
+// is never -0, as o is not, so that the sign of a product that is zero does not matter.
 struct OfColumn {
     Scale scale;
     float bias;
@@ -243,8 +243,8 @@ __device__ __forceinline__ OfColumn column_of(const lowbit_cuda_int8_linear &a, 
             a.bias ? lb_load_any(a.bias_type, a.bias, n) : 0.0f};
 }
 
-// o for COLUMNS columns of y at once, from outliers in ascending k. Chunks without outliers would add
-// +0 to a sum that is never -0.
+// o for COLUMNS columns of y at once, from outliers in ascending k. Chunks without outliers would
+// add +0 to a sum that is never -0.
 template <int COLUMNS> struct OutlierSums {
     const OfColumn (&of)[COLUMNS];
     float done[COLUMNS] = {}, c[COLUMNS] = {}; // c: of the chunk
