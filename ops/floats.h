@@ -14,6 +14,10 @@ _Static_assert((int)f32 == LOWBIT_FLOAT32 && (int)f16 == LOWBIT_FLOAT16 &&
                    (int)bf16 == LOWBIT_BFLOAT16,
                "kernels and operators number the float types alike");
 
+static inline enum lowbit_float lowbit_float_type(const lowbit_tensor *tensor) {
+    return (enum lowbit_float)tensor->dtype;
+}
+
 // Element (row, col) of a float tensor.
 static inline float lowbit_element(const lowbit_tensor *tensor, size_t row, size_t col) {
     const size_t i = row * tensor->stride + col;
@@ -26,7 +30,7 @@ static inline float lowbit_element(const lowbit_tensor *tensor, size_t row, size
 
 // The first element of a row of a float tensor.
 static inline void *lowbit_float_row(const lowbit_tensor *tensor, size_t row) {
-    const size_t element = lowbit_float_size((enum lowbit_float)tensor->dtype);
+    const size_t element = lowbit_float_size(lowbit_float_type(tensor));
     return (char *)tensor->data + row * tensor->stride * element;
 }
 

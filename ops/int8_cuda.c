@@ -13,10 +13,6 @@ enum {
     DECODE_ROWS = 16, // the most that the kernel for few rows takes
 };
 
-static enum lowbit_float type_of(const lowbit_tensor *tensor) {
-    return (enum lowbit_float)tensor->dtype;
-}
-
 // The scratch of a block of rows; returns its size.
 static size_t plan(lowbit_cuda_int8_linear *c, size_t m, size_t n, size_t k, void *workspace) {
     lowbit_arena arena = {workspace, 0};
@@ -56,16 +52,16 @@ lowbit_status lowbit_int8_linear_cuda(const char *op, const lowbit_int8_linear_a
     lowbit_cuda_int8_linear c = {
         .n = weight->rows,
         .k = x->cols,
-        .x_type = type_of(x),
+        .x_type = lowbit_float_type(x),
         .x_stride = x->stride,
         .weight = weight->data,
-        .scale_type = type_of(args->absmax),
+        .scale_type = lowbit_float_type(args->absmax),
         .absmax = args->absmax->data,
         .offset = args->offset ? args->offset->data : NULL,
-        .bias_type = args->bias ? type_of(args->bias) : f32,
+        .bias_type = args->bias ? lowbit_float_type(args->bias) : f32,
         .bias = args->bias ? args->bias->data : NULL,
         .threshold = threshold,
-        .y_type = type_of(y),
+        .y_type = lowbit_float_type(y),
         .y_stride = y->stride,
     };
     plan(&c, x->rows, c.n, c.k, workspace);
@@ -105,13 +101,14 @@ lowbit_status lowbit_int8_quantize_cuda(const char *op, const lowbit_tensor *x, 
     if (!x->rows)
         return LOWBIT_OK;
     if (offset)
-        return lowbit_cuda_status(
-            op, lowbit_int8_quantize_offset_launch(x->data, type_of(x), x->rows, x->cols, x->stride,
-                                                   q->data, q->stride, type_of(absmax),
-                                                   absmax->data, offset->data, stream));
+        return lowbit_cuda_status(op, lowbit_int8_quantize_offset_launch(
+                                          x->data, lowbit_float_type(x), x->rows, x->cols,
+                                          x->stride, q->data, q->stride, lowbit_float_type(absmax),
+                                          absmax->data, offset->data, stream));
     return lowbit_cuda_status(
-        op, lowbit_int8_quantize_launch(x->data, type_of(x), x->rows, x->cols, x->stride, threshold,
-                                        q->data, q->stride, type_of(absmax), absmax->data, stream));
+        op, lowbit_int8_quantize_launch(x->data, lowbit_float_type(x), x->rows, x->cols, x->stride,
+                                        threshold, q->data, q->stride, lowbit_float_type(absmax),
+                                        absmax->data, stream));
 }
 
 lowbit_status lowbit_int8_dequantize_cuda(const char *op, const lowbit_tensor *q,
@@ -120,7 +117,8 @@ lowbit_status lowbit_int8_dequantize_cuda(const char *op, const lowbit_tensor *q
     if (!q->rows || !q->cols)
         return LOWBIT_OK;
     return lowbit_cuda_status(
-        op, lowbit_int8_dequantize_launch(q->data, q->rows, q->cols, q->stride, type_of(absmax),
-                                          absmax->data, offset ? offset->data : NULL, type_of(out),
+        op, lowbit_int8_dequantize_launch(q->data, q->rows, q->cols, q->stride,
+                                          lowbit_float_type(absmax), absmax->data,
+                                          offset ? offset->data : NULL, lowbit_float_type(out),
                                           out->data, out->stride, stream));
 }

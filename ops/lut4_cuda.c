@@ -20,10 +20,6 @@ enum {
     MOST_SPLITS = 8,
 };
 
-static enum lowbit_float type_of(const lowbit_tensor *tensor) {
-    return (enum lowbit_float)tensor->dtype;
-}
-
 static unsigned log2_of(size_t power) {
     unsigned log2 = 0;
     while (power >> log2 > 1)
@@ -99,12 +95,12 @@ lowbit_status lowbit_lut4_linear_cuda(const char *op, const lowbit_lut4_linear_a
     lowbit_cuda_lut4_linear c = {
         .n = n,
         .k = k,
-        .x_type = type_of(x),
+        .x_type = lowbit_float_type(x),
         .x_stride = x->stride,
         .weight = weight_of(&args->weight, n * k),
-        .bias_type = args->bias ? type_of(args->bias) : f32,
+        .bias_type = args->bias ? lowbit_float_type(args->bias) : f32,
         .bias = args->bias ? args->bias->data : NULL,
-        .y_type = type_of(y),
+        .y_type = lowbit_float_type(y),
         .y_stride = y->stride,
     };
     plan(&c, rows, n, k, workspace);
@@ -126,8 +122,8 @@ lowbit_status lowbit_lut4_dequantize_cuda(const char *op, const lowbit_lut4_weig
     const lowbit_cuda_lut4_weight w = weight_of(weight, out->rows * out->cols);
     if (!w.elements)
         return LOWBIT_OK;
-    return lowbit_cuda_status(op,
-                              lowbit_lut4_dequantize_launch(&w, type_of(out), out->data, stream));
+    return lowbit_cuda_status(
+        op, lowbit_lut4_dequantize_launch(&w, lowbit_float_type(out), out->data, stream));
 }
 
 lowbit_status lowbit_lut4_quantize_cuda(const char *op, const lowbit_tensor *weight,
@@ -138,6 +134,7 @@ lowbit_status lowbit_lut4_quantize_cuda(const char *op, const lowbit_tensor *wei
     if (!elements)
         return LOWBIT_OK;
     return lowbit_cuda_status(
-        op, lowbit_lut4_quantize_launch(weight->data, type_of(weight), codebook->data, elements,
-                                        log2_of(blocksize), packed->data, absmax->data, stream));
+        op, lowbit_lut4_quantize_launch(weight->data, lowbit_float_type(weight), codebook->data,
+                                        elements, log2_of(blocksize), packed->data, absmax->data,
+                                        stream));
 }

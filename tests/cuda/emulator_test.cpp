@@ -106,12 +106,8 @@ TEST(Emulator, RefusesLaunchesThatADeviceRefuses) {
     EXPECT_EQ(nothing(1, dim3(1, 1, 65), 0), cudaErrorInvalidConfiguration);
     EXPECT_EQ(nothing(dim3(1, 65536), 32, 0), cudaErrorInvalidConfiguration);
     EXPECT_EQ(cudaGetLastError(), cudaErrorInvalidConfiguration);
-    EXPECT_EQ(nothing(1, 32, (48 << 10) + 1), cudaErrorInvalidValue);
-    EXPECT_EQ(allow_shared(228 << 10), cudaErrorInvalidValue);
-    EXPECT_CUDA(allow_shared(100 << 10));
     EXPECT_CUDA(nothing(1, 32, 100 << 10));
-    EXPECT_EQ(nothing(1, 32, (100 << 10) + 1), cudaErrorInvalidValue);
-    EXPECT_CUDA(allow_shared(48 << 10));
+    EXPECT_EQ(nothing(1, 32, (227 << 10) + 1), cudaErrorInvalidValue);
     emu::reset();
 }
 

@@ -129,6 +129,27 @@ TEST(CudaInt8Matmul, Samples) {
     }
 }
 
+// In a tile of rows that lie 2^31 elements apart.
+TEST(CudaInt8Matmul, FarRows) {
+    const size_t m = 3, n = 2, k = 16, stride = ((size_t)1 << 31) + 16;
+    Random random(407);
+    Tensor near(LOWBIT_INT8, m, k), b(LOWBIT_INT8, n, k), out(LOWBIT_INT32, m, n);
+    const Tensor expected(LOWBIT_INT32, m, n);
+    fill_codes(near, random, -128);
+    fill_codes(b, random, -128);
+    reference_int8_matmul(near, b, expected);
+    const Device<int8_t> far((m - 1) * stride + k);
+    for (size_t row = 0; row < m; row++)
+        ASSERT_EQ(cudaMemcpy(far.data() + row * stride, (const int8_t *)near->data + row * k, k,
+                             cudaMemcpyHostToDevice),
+                  cudaSuccess);
+    const lowbit_tensor a = {far.data(), LOWBIT_INT8, m, k, stride};
+    const DeviceTensor device_b(b), device_out(out, 0, false);
+    ASSERT_EQ(lowbit_int8_matmul_cuda(op, &a, device_b, device_out, nullptr), LOWBIT_OK);
+    device_out.get(out);
+    EXPECT_TRUE(same_bits(expected, out));
+}
+
 TEST(CudaInt8Quantize, Samples) {
     Random random(404);
     for (int i = 0; i < 40 && !HasFailure(); i++) {

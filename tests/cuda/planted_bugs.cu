@@ -165,8 +165,3 @@ cudaError_t gather_shared(int stride, const int32_t *x, int32_t *y) {
 cudaError_t nothing(dim3 grid, dim3 block, size_t shared) {
     return lb_launch(nothing_kernel, grid, block, shared, nullptr);
 }
-
-cudaError_t allow_shared(int size) {
-    return cudaFuncSetAttribute(reinterpret_cast<const void *>(nothing_kernel),
-                                cudaFuncAttributeMaxDynamicSharedMemorySize, size);
-}

@@ -59,8 +59,7 @@ cudaError_t sum(Plant plant, const int32_t *x, size_t n, int32_t *partial, uint3
 cudaError_t gather_global(int stride, const int32_t *x, int32_t *y);
 cudaError_t gather_shared(int stride, const int32_t *x, int32_t *y);
 
-// A kernel that does nothing, and how much dynamic shared memory its launches may ask for.
+// A kernel that does nothing.
 cudaError_t nothing(dim3 grid, dim3 block, size_t shared);
-cudaError_t allow_shared(int size);
 
 #endif

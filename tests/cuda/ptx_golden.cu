@@ -109,6 +109,11 @@ template <bool root> __global__ void reciprocal(const uint32_t *in, uint32_t *ou
     put(out, r);
 }
 
+__global__ void st_v4(const uint32_t *in, uint32_t *out) {
+    const uint32_t *mine = of_lane(in, threadIdx.x);
+    ptx::st_v4(out + words_out * threadIdx.x, make_uint4(mine[0], mine[1], mine[2], mine[3]));
+}
+
 // ---- Operands: a is words 0 to 3, b 4 and 5, d 6 to 9 -------------------------------------------
 
 uint32_t any(unsigned, uint32_t bits) {
@@ -152,6 +157,7 @@ const std::vector<Case> cases = {
     {"ldg_nc_v2", ldg_nc_v2, any, false},
     {"rcp", reciprocal<false>, positive, true},
     {"rsqrt", reciprocal<true>, positive, true},
+    {"st_v4", st_v4, any, false},
 };
 
 cudaError_t run(const Case &c, const Operands &operands, Results &results) {

@@ -5,6 +5,7 @@
 #define LOWBIT_KERNELS_CUDA_COMMON_FLOATS_CUH
 
 #include <lb_cuda.cuh>
+#include <ptx.cuh>
 
 #include "../../cpu/common/floats.h"
 
@@ -82,7 +83,7 @@ template <typename T, int n>
 __device__ __forceinline__ void lb_write(T *to, const lb_pack<T, n> &pack) {
     const uint32_t *w = pack.word;
     if constexpr (pack.size == 16)
-        *reinterpret_cast<uint4 *>(to) = make_uint4(w[0], w[1], w[2], w[3]);
+        ptx::st_v4(to, make_uint4(w[0], w[1], w[2], w[3]));
     else if constexpr (pack.size == 8)
         *reinterpret_cast<uint2 *>(to) = make_uint2(w[0], w[1]);
     else if constexpr (pack.size == 4)
@@ -124,8 +125,8 @@ __device__ __forceinline__ lb_pack<lb_bits<type>, n> lb_pack_numbers(const float
     return pack;
 }
 
-// Eight elements from element i of n on, zeros or nothing beyond; aligned: array starts at 16 bytes and
-// i is a multiple of 8.
+// Eight elements from element i of n on, zeros or nothing beyond; aligned: array starts at 16 bytes
+// and i is a multiple of 8.
 template <lowbit_float type>
 __device__ __forceinline__ void lb_load8(float (&values)[8], const lb_bits<type> *array, size_t i,
                                          size_t n, bool aligned) {

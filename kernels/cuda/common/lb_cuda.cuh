@@ -23,42 +23,38 @@ template <typename T> using lb_type = T;
     extern __shared__ __align__(128) unsigned char lb_dynamic_shared[];                            \
     lb_type<__VA_ARGS__> &name = *reinterpret_cast<lb_type<__VA_ARGS__> *>(lb_dynamic_shared)
 
+// Launches kernel<<<grid, block, shared, stream>>>(args...) and returns how that went. If early,
+// the kernel may begin before the last one in the stream is done: it calls ptx::wait_for_last() in
+// every thread, before it touches what that one or an earlier one writes.
 template <typename... Params, typename... Args>
-cudaError_t lb_launch_with(bool early, void (*kernel)(Params...), dim3 grid, dim3 block,
-                           size_t shared, cudaStream_t stream, Args... args) {
+cudaError_t lb_launch_early(bool early, void (*kernel)(Params...), dim3 grid, dim3 block,
+                            size_t shared, cudaStream_t stream, Args... args) {
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaFuncAttributes code = {};
+    cudaError_t error = early || shared ? cudaFuncGetAttributes(&code, kernel) : cudaSuccess;
+    // Always all that every GPU has, since another thread may be about to launch the same kernel.
+    if (error == cudaSuccess && shared > static_cast<size_t>(code.maxDynamicSharedSizeBytes))
+        error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     (99 << 10) - static_cast<int>(code.sharedSizeBytes));
+    if (error != cudaSuccess)
+        return error;
     cudaLaunchConfig_t config = {};
     config.gridDim = grid;
     config.blockDim = block;
     config.dynamicSmemBytes = shared;
     config.stream = stream;
-    if (early) { // if the code that runs here waits: a newer GPU may have compiled that of sm_80
-        cudaFuncAttributes code;
-        const cudaError_t error = cudaFuncGetAttributes(&code, kernel);
-        if (error != cudaSuccess)
-            return error;
-        config.attrs = &attribute;
-        config.numAttrs = code.ptxVersion >= 90;
-    }
+    config.attrs = &attribute;
+    // If the code that runs here waits: a newer GPU may have compiled that of sm_80.
+    config.numAttrs = early && code.ptxVersion >= 90;
     return cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
 }
 
-// Launches kernel<<<grid, block, shared, stream>>>(args...) and returns how that went. More than 48
-// KB of shared memory must be allowed first (cudaFuncSetAttribute).
 template <typename... Params, typename... Args>
 cudaError_t lb_launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared,
                       cudaStream_t stream, Args... args) {
-    return lb_launch_with(false, kernel, grid, block, shared, stream, args...);
-}
-
-// The same for a kernel that may begin before the last one in the stream is done: it calls
-// ptx::wait_for_last() in every thread, before it touches what that one or an earlier one writes.
-template <typename... Params, typename... Args>
-cudaError_t lb_launch_early(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared,
-                            cudaStream_t stream, Args... args) {
-    return lb_launch_with(true, kernel, grid, block, shared, stream, args...);
+    return lb_launch_early(false, kernel, grid, block, shared, stream, args...);
 }
 
 #endif

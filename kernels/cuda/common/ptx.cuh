@@ -86,9 +86,9 @@ __device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t 
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Programmatic dependent launch: lb_launch_early of the next kernel. It may begin when all blocks of this
-// one have said begin_next() or are done; its memory is in place for the next one after wait_for_last().
-// Before sm_90 a launch begins when the last one is done.
+// Programmatic dependent launch: lb_launch_early of the next kernel. It may begin when all blocks
+// of this one have said begin_next() or are done; its memory is in place for the next one after
+// wait_for_last(). Before sm_90 a launch begins when the last one is done.
 __device__ __forceinline__ void begin_next() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -128,6 +128,14 @@ __device__ __forceinline__ float rsqrt(float x) {
     float y;
     asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
+}
+
+// Stores 16 aligned bytes at once, in whatever memory. Of a uint4 that is assigned nvcc makes four
+// stores where it has taken the address apart.
+__device__ __forceinline__ void st_v4(void *p, uint4 v) {
+    asm volatile("st.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z),
+                 "r"(v.w)
+                 : "memory");
 }
 
 } // namespace ptx

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// int8_linear for few rows of x: the weight streams through once, 16 or 32 of its rows at a time in a
-// block of threads, whose warps share out K.
+// int8_linear for few rows of x: the weight streams through once, 16 or 32 of its rows at a time in
+// a block of threads, whose warps share out K.
 #ifndef LOWBIT_KERNELS_CUDA_INT8_DECODE_CUH
 #define LOWBIT_KERNELS_CUDA_INT8_DECODE_CUH
 
@@ -12,13 +12,10 @@ constexpr int DECODE_COLUMNS = 64; // of the weight, at a time in a warp
 constexpr int DECODE_AHEAD = 4;    // times so many are on their way
 constexpr int DECODE_BLOCKS = 2;   // on a multiprocessor
 
-// Shared memory of a block that quantizes x by itself.
-constexpr size_t FUSED_BYTES = 40960;
-
 // TILES times 8 rows of x and ROWS of the weight, which are the left and the right side of the
-// products: sixteen codes that a thread loads are two right sides as they stand. With FUSED each block quantizes x by
-// itself, into shared memory; otherwise a.rows holds it. Within 64 columns the products are summed in
-// an order that lets a thread load 16 codes at once: integer sums do not depend on it.
+// products: sixteen codes that a thread loads are two right sides as they stand, since integer sums
+// do not depend on the order of columns. With FUSED each block quantizes x by itself, into shared
+// memory; otherwise a.rows holds it.
 //
 // Codes are loaded DECODE_AHEAD steps before they are used, those of the block's next rows while it
 // finishes these, and the first of all before x is quantized.
@@ -38,12 +35,10 @@ __global__ void __launch_bounds__(ROW_THREADS, DECODE_BLOCKS)
     uint32_t offsets[ROWS / 8];
     const auto aim = [&](size_t n0) {
         from = a.weight + n0 * k;
+        const uint32_t rows = static_cast<uint32_t>(min(a.n - n0, size_t{ROWS}));
         for (uint32_t r = 0; r < ROWS / 8;
-             r++) { // nobody asks for what comes of rows beyond the last
-            const size_t rows = a.n - n0;
-            offsets[r] =
-                min(lane / 4 + r * 8, static_cast<uint32_t>(min(rows, size_t{ROWS})) - 1) * k;
-        }
+             r++) // nobody asks for what comes of rows beyond the last
+            offsets[r] = min(lane / 4 + r * 8, rows - 1) * k;
     };
     // Beyond k there stays what was there: q is zero.
     const auto load = [&](int i, uint32_t k0) {
@@ -62,8 +57,8 @@ __global__ void __launch_bounds__(ROW_THREADS, DECODE_BLOCKS)
     lowbit_cuda_int8_rows rows = a.rows;
     if constexpr (FUSED) {
         LB_SHARED(scratch, RowScratch<ROW_THREADS>);
-        LB_DYNAMIC_SHARED(memory, unsigned char[FUSED_BYTES]);
-        rows.q = reinterpret_cast<int8_t *>(memory);
+        LB_DYNAMIC_SHARED(memory, int8_t[LOWBIT_CUDA_FUSED]); // and the mask
+        rows.q = memory;
         rows.mask = reinterpret_cast<uint32_t *>(memory + a.m * rows.stride);
         for (size_t m = 0; m < a.m; m++)
             quantize_row<type>(
@@ -129,8 +124,8 @@ __global__ void __launch_bounds__(ROW_THREADS, DECODE_BLOCKS)
             int32_t total = 0;
             for (int w = 0; w < WARPS; w++)
                 total += sums[w][token][row];
-            const Scale scales[1] = {of_column[row].scale(a)};
-            OutlierSums<1> o(scales);
+            const OfColumn column[1] = {of_column[row]};
+            OutlierSums<1> o(column);
             const OfRow of = of_row[token];
             for (uint32_t i = 0; i < listed(of.outliers); i += 4) {
                 int8_t code[4];
@@ -143,9 +138,9 @@ __global__ void __launch_bounds__(ROW_THREADS, DECODE_BLOCKS)
                         o.add(list[token][i + j].k, list[token][i + j].x, {code[j]});
             }
             if (of.outliers > LISTED)
-                each_unlisted(a, rows.mask + m * (rows.stride / 32), m, list[token][LISTED - 1].k,
+                each_unlisted(a, rows, m, list[token][LISTED - 1].k,
                               [&](uint32_t k, float x) { o.add(k, x, {a.weight[n * a.k + k]}); });
-            const float y = output(of, of_column[row], scales[0], total, o.sum(0));
+            const float y = column[0].output(of, total, o.sum(0));
             lb_store_any(a.y_type, a.y, m * a.y_stride + n, y);
         }
         __syncthreads(); // the next rows reuse sums and of_column

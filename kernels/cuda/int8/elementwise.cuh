@@ -16,21 +16,20 @@ __device__ __forceinline__ float rounded(lowbit_float type, float value) {
     return type == f16 ? __half2float(__float2half_rn(value)) : value;
 }
 
+// Eight codes of a row from element i on, of a k that may end before.
+using Codes = lb_pack<uint8_t, 8>;
+
 __device__ __forceinline__ void store_codes(int8_t *q, size_t i, size_t k, bool aligned,
-                                            const int (&code)[8]) {
-    if (aligned && i + 8 <= k) {
-        uint32_t words[2] = {0, 0};
-        for (int j = 0; j < 8; j++)
-            words[j / 4] |= static_cast<uint32_t>(code[j] & 0xff) << (j % 4 * 8);
-        *reinterpret_cast<uint2 *>(q + i) = make_uint2(words[0], words[1]);
-    } else {
-        for (int j = 0; j < 8 && i + j < k; j++)
-            q[i + j] = static_cast<int8_t>(code[j]);
-    }
+                                            const Codes &codes) {
+    if (aligned && i + 8 <= k)
+        return lb_write(reinterpret_cast<uint8_t *>(q + i), codes);
+    for (int j = 0; j < 8; j++)
+        if (i + j < k)
+            q[i + j] = static_cast<int8_t>(codes.get(j));
 }
 
-__device__ __forceinline__ int clamped_code(float scaled) {
-    return max(-127, min(127, __float2int_rn(scaled)));
+__device__ __forceinline__ uint8_t clamped_code(float scaled) {
+    return static_cast<uint8_t>(max(-127, min(127, __float2int_rn(scaled))));
 }
 
 // A block of threads quantizes a row after the other.
@@ -38,7 +37,7 @@ template <lowbit_float type, int THREADS>
 __global__ void __launch_bounds__(THREADS, 1024 / THREADS)
     quantize_kernel(const lb_bits<type> *x, size_t m, size_t k, size_t x_stride, float t, int8_t *q,
                     size_t q_stride, lowbit_float scale_type, void *absmax) {
-    LB_SHARED(of_warp, float[THREADS / 32]);
+    LB_SHARED(of_warp, int32_t[THREADS / 32]);
     for (size_t m_ = blockIdx.x; m_ < m; m_ += gridDim.x) {
         const Row<type, THREADS> row(x + m_ * x_stride, k);
         int8_t *to = q + m_ * q_stride;
@@ -46,10 +45,10 @@ __global__ void __launch_bounds__(THREADS, 1024 / THREADS)
         const float scale = rounded_up(scale_type, row.largest_below(t, of_warp));
         const float inv = inverse_of(scale);
         row.each(k, [&](size_t i, const float (&v)[8]) {
-            int code[8];
+            Codes codes;
             for (int j = 0; j < 8; j++)
-                code[j] = fabsf(v[j]) < t ? clamped_code(__fmul_rn(v[j], inv)) : 0;
-            store_codes(to, i, k, q_aligned, code);
+                codes.set(j, fabsf(v[j]) < t ? clamped_code(__fmul_rn(v[j], inv)) : 0);
+            store_codes(to, i, k, q_aligned, codes);
         });
         if (threadIdx.x == 0)
             lb_store_any(scale_type, absmax, m_, scale);
@@ -63,8 +62,7 @@ __global__ void __launch_bounds__(THREADS, 1024 / THREADS)
     quantize_offset_kernel(const lb_bits<type> *weight, size_t n, size_t k, size_t stride,
                            int8_t *q, size_t q_stride, lowbit_float scale_type, void *absmax,
                            void *offset) {
-    LB_SHARED(highest, float[THREADS / 32]);
-    LB_SHARED(lowest, float[THREADS / 32]);
+    LB_SHARED(of_warp, int32_t[2][THREADS / 32]);
     for (size_t n_ = blockIdx.x; n_ < n; n_ += gridDim.x) {
         const Row<type, THREADS> row(weight + n_ * stride, k);
         int8_t *to = q + n_ * q_stride;
@@ -77,8 +75,8 @@ __global__ void __launch_bounds__(THREADS, 1024 / THREADS)
                     low = fmaxf(low, -v[j]);
                 }
         });
-        high = block_max(high, highest);
-        low = -block_max(low, lowest);
+        high = lb_block_max(high, of_warp[0]);
+        low = -lb_block_max(low, of_warp[1]);
         if (!(low <= high)) // a row without finite elements
             high = low = 0.0f;
         high = high == 0.0f ? 0.0f : high; // not -0
@@ -89,23 +87,23 @@ __global__ void __launch_bounds__(THREADS, 1024 / THREADS)
             rounded_up(scale_type, fmaxf(__fsub_ru(high, middle), __fsub_ru(middle, low)));
         const float inv = inverse_of(scale);
         row.each(k, [&](size_t i, const float (&v)[8]) {
-            int code[8];
+            Codes codes;
             for (int j = 0; j < 8; j++)
-                code[j] = fabsf(v[j]) < INFINITY
-                              ? clamped_code(__fmul_rn(__fsub_rn(v[j], middle), inv))
-                              : 0;
-            store_codes(to, i, k, q_aligned, code);
+                codes.set(j, fabsf(v[j]) < INFINITY
+                                 ? clamped_code(__fmul_rn(__fsub_rn(v[j], middle), inv))
+                                 : 0);
+            store_codes(to, i, k, q_aligned, codes);
         });
         if (threadIdx.x == 0) {
             lb_store_any(scale_type, absmax, n_, scale);
             lb_store_any(scale_type, offset, n_, middle);
         }
-        __syncthreads(); // the next row reuses highest and lowest
+        __syncthreads(); // the next row reuses of_warp
     }
 }
 
-// A thread turns eight codes of a row into numbers. Blocks go through rows along y, and share out a row
-// along x: so nothing is divided.
+// A thread turns eight codes of a row into numbers. Blocks go through rows along y, and share out a
+// row along x: so nothing is divided.
 template <lowbit_float type>
 __global__ void __launch_bounds__(ROW_THREADS)
     dequantize_kernel(const int8_t *q, size_t m, size_t k, size_t q_stride, lowbit_float scale_type,
@@ -115,22 +113,17 @@ __global__ void __launch_bounds__(ROW_THREADS)
         return;
     for (size_t row = blockIdx.y; row < m; row += gridDim.y) {
         const int8_t *from = q + row * q_stride + i;
-        const bool whole = i + 8 <= k && lb_aligned(from, 8);
-        uint2 codes = {}; // on their way together with the scale
-        if (whole)
-            codes = *reinterpret_cast<const uint2 *>(from);
-        const Scale scale = {__fdiv_rn(lb_load_any(scale_type, absmax, row), 127.0f),
-                             offset ? lb_load_any(scale_type, offset, row) : 0.0f,
-                             offset != nullptr};
+        Codes codes; // on their way together with the scale
+        if (i + 8 <= k && lb_aligned(from, 8))
+            codes = lb_read<uint8_t, 8>(reinterpret_cast<const uint8_t *>(from));
+        else
+            for (int j = 0; j < 8; j++)
+                if (i + j < k)
+                    codes.set(j, static_cast<uint8_t>(from[j]));
+        const Scale scale = scale_of(scale_type, absmax, offset, row);
         float values[8];
-        if (whole) {
-            for (int j = 0; j < 8; j++)
-                values[j] =
-                    scale.weight(static_cast<int8_t>((j < 4 ? codes.x : codes.y) >> (j % 4 * 8)));
-        } else {
-            for (int j = 0; j < 8; j++)
-                values[j] = i + j < k ? scale.weight(from[j]) : 0.0f;
-        }
+        for (int j = 0; j < 8; j++)
+            values[j] = scale.weight(static_cast<int8_t>(codes.get(j)));
         lb_bits<type> *to = y + row * y_stride;
         lb_store8<type>(to, i, k, lb_aligned(to, 16), values);
     }

@@ -12,11 +12,13 @@ constexpr int GEMM_K = 128;     // columns at a time: a line of shared memory
 constexpr int PANEL_ROWS = 256; // of the weight, at a time in a block of the panel kernel
 constexpr int PANEL_BLOCKS = 4; // that share out the rows of 32 columns
 
-// The columns of the weight that hold outliers, as rows of the panel: 32 columns in a block, which has
-// nothing to do where no row of x has an outlier.
+// The columns of the weight that hold outliers, as rows of the panel: 32 columns in a block, which
+// has nothing to do where no row of x has an outlier.
 template <bool ALIGNED>
 __global__ void __launch_bounds__(PANEL_ROWS)
     gather_columns_kernel(const int8_t *weight, size_t n, size_t k, lowbit_cuda_int8_panel panel) {
+    ptx::begin_next();
+    ptx::wait_for_last();
     LB_SHARED(of_warp, int[PANEL_ROWS / 32]);
     const size_t word = blockIdx.x;
     const uint32_t columns = panel.columns[word].marked;
@@ -25,7 +27,7 @@ __global__ void __launch_bounds__(PANEL_ROWS)
     int before = 0;
     for (size_t i = threadIdx.x; i < word; i += PANEL_ROWS)
         before += __popc(panel.columns[i].marked);
-    before = block_sums(before, of_warp).all;
+    before = block_scan(before, of_warp).all;
     if (blockIdx.y == 0 && threadIdx.x == 0)
         panel.columns[word].before = before;
     for (size_t row = blockIdx.y * PANEL_ROWS + threadIdx.x; row < panel.stride;
@@ -45,16 +47,17 @@ __global__ void __launch_bounds__(PANEL_ROWS)
     }
 }
 
-// Warps of WARPS_M x WARPS_N have tiles of 16 MT x 8 NT. q and the weight arrive STAGES - 1 steps
-// ahead. A row of a tile in shared memory is a line of 128 bytes whose eight pieces of 16 are
-// permuted by the row's number: ldmatrix reads eight rows at once, from eight different pieces.
+// Warps of 2 x 4 have tiles of 16 MT x 8 NT. q and the weight arrive STAGES - 1 steps ahead. A row
+// of a tile in shared memory is a line of 128 bytes whose eight pieces of 16 are permuted by the
+// row's number: ldmatrix reads eight rows at once, from eight different pieces.
 //
-// Then what y is made of takes their place. A tile with all rows of x has a panel of its own, of SLOTS
-// columns.
-template <int WARPS_M_, int WARPS_N_, int MT_, int NT_, int STAGES_, int SLOTS_ = 0> struct Tile {
-    static constexpr int WARPS_N = WARPS_N_, MT = MT_, NT = NT_, STAGES = STAGES_, SLOTS = SLOTS_;
-    static constexpr int M = WARPS_M_ * MT * 16, N = WARPS_N * NT * 8;
-    static constexpr int THREADS = WARPS_M_ * WARPS_N * 32;
+// Then what y is made of takes their place, and where a tile has all rows of x a panel of its own,
+// of SLOTS columns.
+template <int MT_> struct Tile {
+    static constexpr int WARPS_N = 4, MT = MT_, NT = 4;
+    static constexpr int STAGES = MT < 4 ? 4 : 3, SLOTS = MT < 4 ? 256 : 128; // that fit
+    static constexpr int M = 2 * MT * 16, N = WARPS_N * NT * 8;
+    static constexpr int THREADS = 2 * WARPS_N * 32;
     static constexpr int THREADS_OF_ROW = N / 4; // where each makes four columns of y
     struct Stage {
         int8_t a[M][GEMM_K], b[N][GEMM_K];
@@ -66,9 +69,8 @@ template <int WARPS_M_, int WARPS_N_, int MT_, int NT_, int STAGES_, int SLOTS_ 
         int8_t values[SLOTS][N];
     };
     struct Sources {
-        int32_t acc[M]
-                   [N + 8]; // so that the rows which a warp writes at once are in different banks
-        std::conditional_t<SLOTS != 0, Panel, char> panel;
+        int32_t acc[M][N + 8]; // rows that a warp writes at once are in different banks
+        Panel panel;
         bool last; // of the blocks that share the tile
     };
     union Shared {
@@ -79,8 +81,8 @@ template <int WARPS_M_, int WARPS_N_, int MT_, int NT_, int STAGES_, int SLOTS_ 
     static_assert(sizeof(Shared) + M * sizeof(OfRow) + N * sizeof(OfColumn) <= 99 << 10,
                   "shared memory that every GPU has");
 
-    // The calling thread's first row and column in the tile; a row and 8 further ones, two columns of
-    // every 8.
+    // The calling thread's first row and column in the tile; a row and 8 further ones, two columns
+    // of every 8.
     __device__ static int row() { return warp() / WARPS_N * MT * 16 + threadIdx.x % 32 / 4; }
     __device__ static int column() { return warp() % WARPS_N * NT * 8 + threadIdx.x % 4 * 2; }
     __device__ static int warp() { return threadIdx.x / 32; }
@@ -92,8 +94,8 @@ __device__ __forceinline__ int swizzled(int row, int piece) {
 
 constexpr uint32_t NEAR = 8; // tiles of rows that go through the weight together
 
-// Where in [m, n] the block's tile begins. What runs at the same time shares rows and columns: the codes
-// come from L2.
+// Where in [m, n] the block's tile begins. What runs at the same time shares rows and columns: the
+// codes come from L2.
 struct Origin {
     size_t m, n;
 };
@@ -143,8 +145,8 @@ __device__ __forceinline__ uint32_t share_of(uint32_t k) {
 }
 
 // acc += a b^T for the tile that begins at row m0 of a and row n0 of b: the block's share of K, of
-// gridDim.y. b is there when the launch begins, a may not be. Calls meanwhile() while the first codes are on their way. shared is free after the next
-// barrier.
+// gridDim.y. b is there when the launch begins, a may not be. Calls meanwhile() while the first
+// codes are on their way. shared is free after the next barrier.
 template <class Tile, class A, class B, class F>
 __device__ __forceinline__ void multiply(typename Tile::Shared &shared, const A &a, const B &b,
                                          size_t m0, size_t n0, typename Tile::Sums &acc,
@@ -204,8 +206,8 @@ __device__ __forceinline__ void multiply(typename Tile::Shared &shared, const A 
     }
 }
 
-// Where several blocks share a tile: adds acc to sums, which begin with zeros. The last block to come is
-// told so, and has what all have added.
+// Where several blocks share a tile: adds acc to sums, which begin with zeros. The last block to
+// come is told so, and has what all have added.
 template <class Tile>
 __device__ __forceinline__ bool add_shares(typename Tile::Shared &shared, int32_t *sums,
                                            typename Tile::Sums &acc) {
@@ -235,9 +237,9 @@ __device__ __forceinline__ bool add_shares(typename Tile::Shared &shared, int32_
     return true;
 }
 
-template <class Tile, class A, class B>
+template <class Tile, bool ALIGNED>
 __global__ void __launch_bounds__(Tile::THREADS, 2)
-    matmul_kernel(A a, B b, int32_t *c, size_t c_stride) {
+    matmul_kernel(Matrix<ALIGNED> a, Matrix<ALIGNED> b, int32_t *c, size_t c_stride) {
     LB_DYNAMIC_SHARED(shared, typename Tile::Shared);
     const Origin origin = origin_of_tile<Tile>(a.rows, b.rows);
     const size_t m0 = origin.m, n0 = origin.n;
@@ -261,18 +263,14 @@ constexpr uint32_t TOGETHER = 8; // outliers that a thread looks up at once
 static_assert(LISTED % TOGETHER == 0, "those that are listed");
 
 // A panel as the tile sees it: values from the tile's first column of y on.
-struct PanelView {
-    const lowbit_cuda_int8_columns *columns;
-    const int8_t *values;
-    size_t stride, capacity;
-
+struct PanelView : lowbit_cuda_int8_panel {
     __device__ __forceinline__ uint32_t slot(uint32_t k) const {
         const uint2 word = *reinterpret_cast<const uint2 *>(&columns[k / 32]); // at once
         const uint32_t bit = 1u << k % 32;
         return word.x & bit ? word.y + __popc(word.x & (bit - 1)) : NOT_IN_PANEL;
     }
-    // Four codes from a column on; without a branch, so that many can be on their way. Some that are
-    // there if these are not.
+    // Four codes from a column on; without a branch, so that many can be on their way. Some that
+    // are there if these are not.
     __device__ __forceinline__ uint32_t four(uint32_t slot, int column) const {
         return *reinterpret_cast<const uint32_t *>(values + (slot < capacity ? slot : 0) * stride +
                                                    column);
@@ -300,7 +298,7 @@ __device__ __forceinline__ PanelView gather(const lowbit_cuda_int8_linear &a, si
     int mine = 0;
     for (uint32_t word = begin; word < end; word++)
         mine += __popc(panel.columns[word].marked);
-    const Sums slots = block_sums(mine, panel.of_warp);
+    const Scan slots = block_scan(mine, panel.of_warp);
     int slot = slots.before;
     for (uint32_t word = begin; word < end; word++) {
         panel.columns[word].before = slot;
@@ -314,12 +312,12 @@ __device__ __forceinline__ PanelView gather(const lowbit_cuda_int8_linear &a, si
         panel.values[i / Tile::N][i % Tile::N] =
             n < a.n ? a.weight[n * a.k + panel.k[i / Tile::N]] : 0;
     }
-    return {panel.columns, panel.values[0], Tile::N, Tile::SLOTS};
+    return {{panel.columns, panel.values[0], Tile::N, Tile::SLOTS}};
 }
 
-template <class Tile, class Weight>
+template <class Tile, bool ALIGNED>
 __global__ void __launch_bounds__(Tile::THREADS, 2)
-    linear_kernel(lowbit_cuda_int8_linear a, Weight weight) {
+    linear_kernel(lowbit_cuda_int8_linear a, Matrix<ALIGNED> weight) {
     LB_DYNAMIC_SHARED(shared, typename Tile::Shared);
     LB_SHARED(of_row, OfRow[Tile::M]);
     LB_SHARED(of_column, OfColumn[Tile::N]);
@@ -351,29 +349,24 @@ __global__ void __launch_bounds__(Tile::THREADS, 2)
                     &sources.acc[Tile::row() + i * 16 + half * 8][Tile::column() + j * 8]) =
                     make_int2(acc[i][j][half * 2], acc[i][j][half * 2 + 1]);
     PanelView panel = {};
-    if (with_outliers) {
-        if (a.panel.columns)
-            panel = {a.panel.columns, a.panel.values + n0, a.panel.stride, a.panel.capacity};
-        else if constexpr (Tile::SLOTS != 0)
-            panel = gather<Tile>(a, m0, n0, of_row, sources.panel);
-    }
+    if (a.panel.columns)
+        panel = {{a.panel.columns, a.panel.values + n0, a.panel.stride, a.panel.capacity}};
+    else if (with_outliers)
+        panel = gather<Tile>(a, m0, n0, of_row, sources.panel);
     __syncthreads();
 
     const int column = threadIdx.x % Tile::THREADS_OF_ROW * 4;
     if (n0 + column >= a.n)
         return;
     OfColumn of[4];
-    Scale scales[4];
-    for (int j = 0; j < 4; j++) {
+    for (int j = 0; j < 4; j++)
         of[j] = of_column[column + j];
-        scales[j] = of[j].scale(a);
-    }
     for (int i = threadIdx.x / Tile::THREADS_OF_ROW; i < Tile::M;
          i += Tile::THREADS / Tile::THREADS_OF_ROW) {
         const size_t m = m0 + i;
         if (m >= a.m)
             return;
-        OutlierSums<4> sums(scales);
+        OutlierSums<4> sums(of);
         const auto add = [&](uint32_t k, float x, uint32_t slot, uint32_t four) {
             int codes[4];
             for (int j = 0; j < 4; j++)
@@ -403,16 +396,15 @@ __global__ void __launch_bounds__(Tile::THREADS, 2)
                     add(found[j].x, __uint_as_float(found[j].y), slots[j], four[j]);
         }
         if (outliers > LISTED)
-            each_unlisted(a, a.rows.mask + m * (a.rows.stride / 32), m, list[LISTED - 1].k,
-                          [&](uint32_t k, float x) {
-                              const uint32_t slot = panel.slot(k);
-                              add(k, x, slot, panel.four(slot, column));
-                          });
+            each_unlisted(a, a.rows, m, list[LISTED - 1].k, [&](uint32_t k, float x) {
+                const uint32_t slot = panel.slot(k);
+                add(k, x, slot, panel.four(slot, column));
+            });
         const int4 acc4 = *reinterpret_cast<const int4 *>(&sources.acc[i][column]);
         const int32_t acc_of[4] = {acc4.x, acc4.y, acc4.z, acc4.w};
         float y[4];
         for (int j = 0; j < 4; j++)
-            y[j] = output(of_row[i], of[j], scales[j], acc_of[j], sums.sum(j));
+            y[j] = of[j].output(of_row[i], acc_of[j], sums.sum(j));
         store_outputs(a, m, n0 + column, y);
     }
 }

@@ -11,96 +11,77 @@
 
 namespace {
 
-constexpr size_t MULTIPROCESSORS = 132; // of an H200
-// Of threads, in a kernel that loops over its work.
-constexpr size_t MOST_BLOCKS = MULTIPROCESSORS * 16;
-
-dim3 grid_for(size_t pieces) {
-    return dim3(static_cast<unsigned>(pieces < MOST_BLOCKS ? pieces : MOST_BLOCKS));
-}
-
 bool aligned(const int8_t *rows, size_t k) {
     return lb_aligned(rows, 16) && k % 16 == 0;
 }
 
-// Calls launch with how many threads a row of k elements takes, as a constant.
-template <class Launch> cudaError_t with_row_threads(size_t k, Launch launch) {
-    if (k <= LONG_ROW)
-        return launch(std::integral_constant<int, ROW_THREADS>());
-    return launch(std::integral_constant<int, LONG_ROW_THREADS>());
+// Calls launch with the type of a row of k elements and how many threads it takes, as constants.
+template <class Launch> cudaError_t with_row(lowbit_float type, size_t k, Launch launch) {
+    return lb_with_type(type, [&](auto type) {
+        if (k <= LONG_ROW)
+            return launch(type, std::integral_constant<int, ROW_THREADS>());
+        return launch(type, std::integral_constant<int, LONG_ROW_THREADS>());
+    });
 }
 
 cudaError_t quantize_x(const lowbit_cuda_int8_linear &a, size_t sums, cudaStream_t stream) {
-    return lb_with_type(a.x_type, [&](auto constant) {
-        constexpr lowbit_float type = decltype(constant)::value;
-        return with_row_threads(a.k, [&](auto threads) {
-            return lb_launch(quantize_rows_kernel<type, threads()>,
-                             dim3(static_cast<unsigned>(a.m)), dim3(threads()), 0, stream,
-                             static_cast<const lb_bits<type> *>(a.x), a.x_stride, a.k, a.threshold,
-                             a.rows, a.panel.columns, reinterpret_cast<uint4 *>(a.sums),
-                             sums / sizeof(uint4));
-        });
+    return with_row(a.x_type, a.k, [&](auto type, auto threads) {
+        return lb_launch(quantize_rows_kernel<type(), threads()>, dim3(static_cast<unsigned>(a.m)),
+                         dim3(threads()), 0, stream, static_cast<const lb_bits<type()> *>(a.x),
+                         a.x_stride, a.k, a.threshold, a.rows, a.panel.columns,
+                         reinterpret_cast<uint4 *>(a.sums), sums / sizeof(uint4));
     });
 }
 
 template <lowbit_float type, int TILES, int ROWS, bool FUSED>
 cudaError_t decode(const lowbit_cuda_int8_linear &a, cudaStream_t stream) {
     unsigned blocks = 0;
-    const cudaError_t error = lb_grid((a.n + ROWS - 1) / ROWS, DECODE_BLOCKS, &blocks);
+    const cudaError_t error = lb_grid(lb_pieces(a.n, ROWS), DECODE_BLOCKS, &blocks);
     if (error != cudaSuccess)
         return error;
     const size_t shared = FUSED ? a.m * (a.rows.stride + a.rows.stride / 8) : 0;
     const auto kernel = aligned(a.weight, a.k) ? decode_kernel<type, TILES, ROWS, FUSED, true>
                                                : decode_kernel<type, TILES, ROWS, FUSED, false>;
-    if (FUSED) // which reads x, that the last kernel may write
-        return lb_launch(kernel, dim3(blocks), dim3(ROW_THREADS), shared, stream, a);
-    return lb_launch_early(kernel, dim3(blocks), dim3(ROW_THREADS), shared, stream, a);
+    // A fused kernel reads x, which the last kernel may write.
+    return lb_launch_early(!FUSED, kernel, dim3(blocks), dim3(ROW_THREADS), shared, stream, a);
 }
 
 template <class Tile> size_t tiles_of(size_t m, size_t n) {
-    return (m + Tile::M - 1) / Tile::M * ((n + Tile::N - 1) / Tile::N);
+    return static_cast<size_t>(lb_pieces(m, Tile::M)) * lb_pieces(n, Tile::N);
 }
 
-// How many blocks share a tile, so that all multiprocessors have one: each with 1024 columns or more.
+// How many blocks share a tile, so that all multiprocessors have one: each with 1024 columns or
+// more.
 template <class Tile> size_t shares_of(size_t m, size_t n, size_t k) {
     const size_t tiles = tiles_of<Tile>(m, n), most = k / 1024;
-    const size_t shares = tiles ? MULTIPROCESSORS / tiles : 0;
+    const size_t shares = tiles ? LB_MULTIPROCESSORS / tiles : 0;
     return std::max<size_t>(std::min(shares, most), 1);
 }
 
-// Calls launch(kernel, ...) for a kernel of tiles on all of [m, n].
-template <class Tile, class Launch, class... Params, class... Args>
-cudaError_t launch_tiles(Launch launch, void (*kernel)(Params...), size_t m, size_t n,
-                         size_t shares, cudaStream_t stream, Args... args) {
-    const size_t shared = sizeof(typename Tile::Shared);
-    const cudaError_t error =
-        cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-    if (error != cudaSuccess)
-        return error;
+// Launches a kernel of tiles on all of [m, n].
+template <class Tile, class... Params, class... Args>
+cudaError_t launch_tiles(bool early, void (*kernel)(Params...), size_t m, size_t n, size_t shares,
+                         cudaStream_t stream, Args... args) {
     const dim3 grid(static_cast<unsigned>(tiles_of<Tile>(m, n)), static_cast<unsigned>(shares));
-    return launch(kernel, grid, dim3(Tile::THREADS), shared, stream, args...);
+    return lb_launch_early(early, kernel, grid, dim3(Tile::THREADS), sizeof(typename Tile::Shared),
+                           stream, args...);
 }
 
-// The weight is read once for up to 128 rows. No tile needs more than the 99 KB of shared memory that
-// every GPU has.
+// The weight is read once for up to 128 rows.
 template <class Launch> auto with_tile(size_t m, Launch launch) {
-    static_assert(LOWBIT_CUDA_LOCAL_M == 128, "up to so many rows a tile has all of them");
+    static_assert(Tile<4>::M == LOWBIT_CUDA_LOCAL_M, "up to so many rows a tile has all of them");
     if (m <= 32)
-        return launch(Tile<2, 4, 1, 4, 4, 256>());
+        return launch(Tile<1>());
     if (m <= 64)
-        return launch(Tile<2, 4, 2, 4, 4, 256>());
-    if (m <= 128)
-        return launch(Tile<2, 4, 4, 4, 3, 128>());
-    return launch(Tile<2, 4, 4, 4, 3>());
+        return launch(Tile<2>());
+    return launch(Tile<4>());
 }
 
 template <bool ALIGNED> cudaError_t linear(const lowbit_cuda_int8_linear &a, cudaStream_t stream) {
     const Matrix<ALIGNED> weight = {a.weight, a.n, a.k, a.k};
     return with_tile(a.m, [&](auto tile) {
         using Tile = decltype(tile);
-        return launch_tiles<Tile>([](auto... with) { return lb_launch_early(with...); },
-                                  linear_kernel<Tile, Matrix<ALIGNED>>, a.m, a.n,
+        return launch_tiles<Tile>(true, linear_kernel<Tile, ALIGNED>, a.m, a.n,
                                   a.sums ? shares_of<Tile>(a.m, a.n, a.k) : 1, stream, a, weight);
     });
 }
@@ -111,9 +92,8 @@ cudaError_t matmul(const int8_t *a, size_t a_stride, const int8_t *b, size_t m, 
     const Matrix<ALIGNED> left = {a, m, a_stride, k}, right = {b, n, k, k};
     return with_tile(m, [&](auto tile) {
         using Tile = decltype(tile);
-        return launch_tiles<Tile>([](auto... with) { return lb_launch(with...); },
-                                  matmul_kernel<Tile, Matrix<ALIGNED>, Matrix<ALIGNED>>, m, n, 1,
-                                  stream, left, right, c, c_stride);
+        return launch_tiles<Tile>(false, matmul_kernel<Tile, ALIGNED>, m, n, 1, stream, left, right,
+                                  c, c_stride);
     });
 }
 
@@ -123,9 +103,8 @@ extern "C" int lowbit_int8_linear_decode_launch(const lowbit_cuda_int8_linear *a
     const auto stream = static_cast<cudaStream_t>(queue);
     const lowbit_cuda_int8_linear &a = *args;
     if (a.m <= 2 && a.m * a.k <= LOWBIT_CUDA_FUSED) {
-        return lb_with_type(a.x_type, [&](auto type) {
-            return decode<decltype(type)::value, 1, 16, true>(a, stream);
-        });
+        return lb_with_type(a.x_type,
+                            [&](auto type) { return decode<type(), 1, 16, true>(a, stream); });
     }
     const cudaError_t error = quantize_x(a, 0, stream);
     if (error != cudaSuccess)
@@ -152,10 +131,11 @@ extern "C" int lowbit_int8_linear_gemm_launch(const lowbit_cuda_int8_linear *arg
     if (error == cudaSuccess)
         error = quantize_x(a, a.sums ? lowbit_int8_linear_gemm_sums(a.m, a.n, a.k) : 0, stream);
     if (error == cudaSuccess && panel.columns && a.k)
-        error = lb_launch(aligned(a.weight, a.k) ? gather_columns_kernel<true>
-                                                 : gather_columns_kernel<false>,
-                          dim3(static_cast<unsigned>((a.k + 31) / 32), PANEL_BLOCKS),
-                          dim3(PANEL_ROWS), 0, stream, a.weight, a.n, a.k, panel);
+        error = lb_launch_early(true,
+                                aligned(a.weight, a.k) ? gather_columns_kernel<true>
+                                                       : gather_columns_kernel<false>,
+                                dim3(lb_pieces(a.k, 32), PANEL_BLOCKS), dim3(PANEL_ROWS), 0, stream,
+                                a.weight, a.n, a.k, panel);
     if (error != cudaSuccess)
         return error;
     return aligned(a.weight, a.k) ? linear<true>(a, stream) : linear<false>(a, stream);
@@ -175,13 +155,10 @@ extern "C" int lowbit_int8_quantize_launch(const void *x, lowbit_float x_type, s
                                            size_t q_stride, lowbit_float scale_type, void *absmax,
                                            void *queue) {
     const auto stream = static_cast<cudaStream_t>(queue);
-    return lb_with_type(x_type, [&](auto constant) {
-        constexpr lowbit_float type = decltype(constant)::value;
-        return with_row_threads(k, [&](auto threads) {
-            return lb_launch(quantize_kernel<type, threads()>, grid_for(m), dim3(threads()), 0,
-                             stream, static_cast<const lb_bits<type> *>(x), m, k, x_stride,
-                             threshold, q, q_stride, scale_type, absmax);
-        });
+    return with_row(x_type, k, [&](auto type, auto threads) {
+        return lb_launch(quantize_kernel<type(), threads()>, lb_blocks(m), threads(), 0, stream,
+                         static_cast<const lb_bits<type()> *>(x), m, k, x_stride, threshold, q,
+                         q_stride, scale_type, absmax);
     });
 }
 
@@ -190,13 +167,10 @@ extern "C" int lowbit_int8_quantize_offset_launch(const void *weight, lowbit_flo
                                                   size_t q_stride, lowbit_float scale_type,
                                                   void *absmax, void *offset, void *queue) {
     const auto stream = static_cast<cudaStream_t>(queue);
-    return lb_with_type(type, [&](auto constant) {
-        constexpr lowbit_float type = decltype(constant)::value;
-        return with_row_threads(k, [&](auto threads) {
-            return lb_launch(quantize_offset_kernel<type, threads()>, grid_for(n), dim3(threads()),
-                             0, stream, static_cast<const lb_bits<type> *>(weight), n, k, stride, q,
-                             q_stride, scale_type, absmax, offset);
-        });
+    return with_row(type, k, [&](auto type, auto threads) {
+        return lb_launch(quantize_offset_kernel<type(), threads()>, lb_blocks(n), threads(), 0,
+                         stream, static_cast<const lb_bits<type()> *>(weight), n, k, stride, q,
+                         q_stride, scale_type, absmax, offset);
     });
 }
 
@@ -205,13 +179,11 @@ extern "C" int lowbit_int8_dequantize_launch(const int8_t *q, size_t m, size_t k
                                              const void *offset, lowbit_float y_type, void *y,
                                              size_t y_stride, void *queue) {
     const auto stream = static_cast<cudaStream_t>(queue);
-    return lb_with_type(y_type, [&](auto constant) {
-        constexpr lowbit_float type = decltype(constant)::value;
-        const size_t pieces = (k + 8 * ROW_THREADS - 1) / (8 * ROW_THREADS);
-        const size_t rows = std::min(m, std::max<size_t>(MOST_BLOCKS / pieces, 1));
-        const dim3 grid(static_cast<unsigned>(pieces), static_cast<unsigned>(rows));
-        return lb_launch(dequantize_kernel<type>, grid, dim3(ROW_THREADS), 0, stream, q, m, k,
-                         q_stride, scale_type, absmax, offset, static_cast<lb_bits<type> *>(y),
-                         y_stride);
+    return lb_with_type(y_type, [&](auto type) {
+        const unsigned pieces = lb_pieces(k, 8 * ROW_THREADS);
+        const size_t rows = std::min(m, std::max<size_t>(LB_MOST_BLOCKS / pieces, 1));
+        const dim3 grid(pieces, static_cast<unsigned>(rows));
+        return lb_launch(dequantize_kernel<type()>, grid, ROW_THREADS, 0, stream, q, m, k, q_stride,
+                         scale_type, absmax, offset, static_cast<lb_bits<type()> *>(y), y_stride);
     });
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The launchers of the int8 family. They trust their caller as micro-kernels do: sizes and pointers,
-// all on the stream's device, are valid. They never wait, and return what the launch returned.
+// The launchers of the int8 family. They trust their caller as micro-kernels do: sizes and
+// pointers, all on the stream's device, are valid. They never wait, and return what the launch
+// returned.
 #ifndef LOWBIT_KERNELS_CUDA_INT8_LAUNCH_H
 #define LOWBIT_KERNELS_CUDA_INT8_LAUNCH_H
 
@@ -74,7 +75,8 @@ typedef struct lowbit_cuda_int8_linear {
     int32_t *sums;                // scratch of the gemm
 } lowbit_cuda_int8_linear;
 
-// At most 16 rows of x: one launch for 1 or 2 rows of at most LOWBIT_CUDA_FUSED elements, otherwise two.
+// At most 16 rows of x: one launch for 1 or 2 rows of at most LOWBIT_CUDA_FUSED elements, otherwise
+// two.
 enum { LOWBIT_CUDA_FUSED = 16384 };
 int lowbit_int8_linear_decode_launch(const lowbit_cuda_int8_linear *args, void *stream);
 // Any number of rows. sums has the size that the other function gives, or is null where that is 0.

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT
-// Quantized rows of x, and the sums of their outliers. ../../../ops/include/lowbit/int8_linear.h says
-// what each number is.
+// Quantized rows of x, and the sums of their outliers. ../../../ops/include/lowbit/int8_linear.h
+// says what each number is.
 #ifndef LOWBIT_KERNELS_CUDA_INT8_ROWS_CUH
 #define LOWBIT_KERNELS_CUDA_INT8_ROWS_CUH
 
 #include "launch.h"
+#include <block.cuh>
 #include <floats.cuh>
 #include <ptx.cuh>
 
@@ -19,24 +20,11 @@ __device__ __forceinline__ uint32_t listed(uint32_t outliers) {
 // Threads of a block that has a row; a longer row has more.
 constexpr int ROW_THREADS = 256, LONG_ROW_THREADS = 1024, LONG_ROW = 8192;
 
-template <int WARPS>
-__device__ __forceinline__ float block_max(float value, float (&of_warp)[WARPS]) {
-    for (int step = 16; step; step /= 2)
-        value = fmaxf(value, __shfl_xor_sync(LB_ALL_LANES, value, step));
-    if (threadIdx.x % 32 == 0)
-        of_warp[threadIdx.x / 32] = value;
-    __syncthreads();
-    value = of_warp[0];
-    for (int i = 1; i < WARPS; i++)
-        value = fmaxf(value, of_warp[i]);
-    return value;
-}
-
 // The sums of what the threads before this one bring, and of what all bring.
-struct Sums {
+struct Scan {
     int before, all;
 };
-template <int WARPS> __device__ __forceinline__ Sums block_sums(int value, int (&of_warp)[WARPS]) {
+template <int WARPS> __device__ __forceinline__ Scan block_scan(int value, int (&of_warp)[WARPS]) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int upto = value;
     for (int step = 1; step < 32; step *= 2) {
@@ -46,7 +34,7 @@ template <int WARPS> __device__ __forceinline__ Sums block_sums(int value, int (
     if (lane == 31)
         of_warp[warp] = upto;
     __syncthreads();
-    Sums sums = {upto - value, 0};
+    Scan sums = {upto - value, 0};
     for (int i = 0; i < WARPS; i++) {
         sums.before += i < warp ? of_warp[i] : 0;
         sums.all += of_warp[i];
@@ -118,20 +106,19 @@ template <lowbit_float type, int THREADS> struct Row {
             floats(i, whole && i < k ? load(i) : load_elements(i));
     }
     // The largest magnitude below t, found by all threads together. Contains a barrier.
-    __device__ __forceinline__ float largest_below(float t, float (&of_warp)[THREADS / 32]) const {
+    __device__ __forceinline__ float largest_below(float t, int32_t *of_warp) const {
         float most = 0.0f;
         each(k, [&](size_t, const float (&v)[8]) {
             for (int j = 0; j < 8; j++)
                 if (fabsf(v[j]) < t)
                     most = fmaxf(most, fabsf(v[j]));
         });
-        return block_max(most, of_warp);
+        return lb_block_max(most, of_warp);
     }
 };
 
 template <int THREADS> struct RowScratch {
-    float most[THREADS / 32];
-    int sum[THREADS / 32], outliers[THREADS / 32];
+    int32_t most[THREADS / 32], sum[THREADS / 32], outliers[THREADS / 32];
 };
 
 using OfRow = lowbit_cuda_int8_of_row;
@@ -154,22 +141,23 @@ quantize_row(const lb_bits<type> *x, size_t k, size_t stride, float t, RowScratc
     int sum = 0;
     uint32_t any = 0;
     row.each(stride, [&](size_t i, const float (&v)[8]) {
-        uint32_t outliers = 0, codes[2] = {0, 0};
+        uint32_t outliers = 0;
+        lb_pack<uint8_t, 8> codes;
         for (int j = 0; j < 8; j++) {
             const bool outlier = !(fabsf(v[j]) < t);
             const int q = outlier ? 0 : __float2int_rn(__fmul_rn(v[j], inv));
             outliers |= static_cast<uint32_t>(outlier) << j;
-            codes[j / 4] |= static_cast<uint32_t>(q & 0xff) << (j % 4 * 8);
+            codes.set(j, static_cast<uint8_t>(q));
             sum += q;
         }
-        *reinterpret_cast<uint2 *>(to.q + i) = make_uint2(codes[0], codes[1]);
+        lb_write(reinterpret_cast<uint8_t *>(to.q + i), codes);
         reinterpret_cast<uint8_t *>(to.mask)[i / 8] = static_cast<uint8_t>(outliers);
         if (outliers && columns)
             atomicOr(&columns[i / 32].marked, outliers << (i % 32));
         any |= outliers;
     });
     const int finders = __syncthreads_count(any != 0); // and the mask is complete
-    sum = block_sums(sum, scratch.sum).all;
+    sum = block_scan(sum, scratch.sum).all;
     if (threadIdx.x == 0)
         *to.of = {__fdiv_rn(most, 127.0f), sum, 0};
     if (finders) {
@@ -178,7 +166,7 @@ quantize_row(const lb_bits<type> *x, size_t k, size_t stride, float t, RowScratc
         int mine = 0;
         for (size_t word = first; word < last; word++)
             mine += __popc(to.mask[word]);
-        const Sums outliers = block_sums(mine, scratch.outliers);
+        const Scan outliers = block_scan(mine, scratch.outliers);
         uint32_t at = outliers.before;
         for (size_t word = first; word < last; word++)
             for (uint32_t bits = to.mask[word]; bits && at < LISTED; bits &= bits - 1) {
@@ -222,50 +210,47 @@ __device__ __forceinline__ uint4 load_codes(const int8_t *row, size_t at, size_t
     return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-// A weight's scale and offset.
+// The scale of a row of the weight and its offset: -0 where there is none, which changes no sum.
 struct Scale {
     float s, offset;
-    bool has_offset;
 
     __device__ __forceinline__ float weight(int q) const {
-        const float code = static_cast<float>(q);
-        return has_offset ? __fmaf_rn(code, s, offset) : __fmul_rn(code, s);
-    }
-    __device__ __forceinline__ float product(float r, int acc, int sum) const {
-        float value = __fmul_rn(s, static_cast<float>(acc));
-        if (has_offset)
-            value =
-                __fmaf_rn(s, static_cast<float>(acc), __fmul_rn(offset, static_cast<float>(sum)));
-        return __fmul_rn(r, value);
+        return __fmaf_rn(static_cast<float>(q), s, offset);
     }
 };
+__device__ __forceinline__ Scale scale_of(lowbit_float type, const void *absmax, const void *offset,
+                                          size_t n) {
+    return {__fdiv_rn(lb_load_any(type, absmax, n), 127.0f),
+            offset ? lb_load_any(type, offset, n) : -0.0f};
+}
 
-// What a column of y needs besides the sums; zeros beyond the last. Without a bias y + 0 is y: that is
-// never -0, as o is not.
+// What a column of y needs besides the sums; zeros beyond the last. Without a bias y + 0 is y: that
+// is never -0, as o is not, so that the sign of a product that is zero does not matter.
 struct OfColumn {
-    float s, offset, bias;
+    Scale scale;
+    float bias;
 
-    __device__ __forceinline__ Scale scale(const lowbit_cuda_int8_linear &a) const {
-        return {s, offset, a.offset != nullptr};
+    __device__ __forceinline__ float output(const OfRow &row, int32_t acc, float o) const {
+        const float value = __fmaf_rn(scale.s, static_cast<float>(acc),
+                                      __fmul_rn(scale.offset, static_cast<float>(row.sum)));
+        return __fadd_rn(__fadd_rn(__fmul_rn(row.r, value), o), bias);
     }
 };
 __device__ __forceinline__ OfColumn column_of(const lowbit_cuda_int8_linear &a, size_t n) {
     if (n >= a.n)
         return {};
-    return {__fdiv_rn(lb_load_any(a.scale_type, a.absmax, n), 127.0f),
-            a.offset ? lb_load_any(a.scale_type, a.offset, n) : 0.0f,
+    return {scale_of(a.scale_type, a.absmax, a.offset, n),
             a.bias ? lb_load_any(a.bias_type, a.bias, n) : 0.0f};
 }
 
-// o for COLUMNS columns of y at once, from outliers in ascending k. Chunks without outliers would add
-// +0 to a sum that is never -0.
+// o for COLUMNS columns of y at once, from outliers in ascending k. Chunks without outliers would
+// add +0 to a sum that is never -0.
 template <int COLUMNS> struct OutlierSums {
-    const Scale (&scales)[COLUMNS];
+    const OfColumn (&of)[COLUMNS];
     float done[COLUMNS] = {}, c[COLUMNS] = {}; // c: of the chunk
     uint32_t chunk = 0;
 
-    __device__ __forceinline__ explicit OutlierSums(const Scale (&scales_)[COLUMNS])
-        : scales(scales_) {}
+    __device__ __forceinline__ explicit OutlierSums(const OfColumn (&of_)[COLUMNS]) : of(of_) {}
     __device__ __forceinline__ void add(uint32_t k, float x, const int (&codes)[COLUMNS]) {
         if (k / LOWBIT_CUDA_CHUNK != chunk) {
             for (int j = 0; j < COLUMNS; j++) {
@@ -275,7 +260,7 @@ template <int COLUMNS> struct OutlierSums {
             chunk = k / LOWBIT_CUDA_CHUNK;
         }
         for (int j = 0; j < COLUMNS; j++)
-            c[j] = __fmaf_rn(x, scales[j].weight(codes[j]), c[j]);
+            c[j] = __fmaf_rn(x, of[j].scale.weight(codes[j]), c[j]);
     }
     __device__ __forceinline__ float sum(int j) const { return __fadd_rn(done[j], c[j]); }
 };
@@ -283,19 +268,16 @@ template <int COLUMNS> struct OutlierSums {
 // Calls f(k, x) for the outliers of row m that come after column `last`.
 template <class F>
 __device__ __forceinline__ void each_unlisted(const lowbit_cuda_int8_linear &a,
-                                              const uint32_t *mask, size_t m, uint32_t last, F f) {
-    const size_t words = a.rows.stride / 32;
+                                              const lowbit_cuda_int8_rows &rows, size_t m,
+                                              uint32_t last, F f) {
+    const size_t words = rows.stride / 32;
+    const uint32_t *mask = rows.mask + m * words;
     uint32_t after = last % 32 == 31 ? 0 : ~0u << (last % 32 + 1); // of the first word
     for (size_t word = last / 32; word < words; word++, after = ~0u)
         for (uint32_t bits = mask[word] & after; bits; bits &= bits - 1) {
             const uint32_t k = static_cast<uint32_t>(word * 32) + __ffs(bits) - 1;
             f(k, lb_load_any(a.x_type, a.x, m * a.x_stride + k));
         }
-}
-
-__device__ __forceinline__ float output(const OfRow &row, const OfColumn &column,
-                                        const Scale &scale, int32_t acc, float o) {
-    return __fadd_rn(__fadd_rn(scale.product(row.r, acc, row.sum), o), column.bias);
 }
 
 // Four neighbours in a row of y; nothing beyond its end.
@@ -308,12 +290,10 @@ __device__ __forceinline__ void store_outputs(const lowbit_cuda_int8_linear &a, 
             lb_store_any(a.y_type, to, j, values[j]);
     } else if (a.y_type == f32) {
         lb_store<f32>(reinterpret_cast<uint32_t *>(to), values);
+    } else if (a.y_type == f16) {
+        lb_store<f16>(reinterpret_cast<uint16_t *>(to), values);
     } else {
-        lb_pack<uint16_t, 4> pack;
-        for (int j = 0; j < 4; j++)
-            pack.set(j, a.y_type == f16 ? Float<f16>::store(values[j])
-                                        : Float<bf16>::store(values[j]));
-        lb_write(reinterpret_cast<uint16_t *>(to), pack);
+        lb_store<bf16>(reinterpret_cast<uint16_t *>(to), values);
     }
 }
 

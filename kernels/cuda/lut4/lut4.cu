@@ -4,35 +4,16 @@
 #include "elementwise.cuh"
 #include "product.cuh"
 
+#include <grid.cuh>
+
 namespace {
-
-constexpr size_t MOST_BLOCKS = 132 * 16; // of threads, in a kernel that loops over its work
-
-unsigned blocks_for(size_t pieces) {
-    return static_cast<unsigned>(pieces < MOST_BLOCKS ? pieces : MOST_BLOCKS);
-}
-
-unsigned groups_of(size_t size, size_t count) {
-    return static_cast<unsigned>((count + size - 1) / size);
-}
 
 template <lowbit_float type>
 cudaError_t prepare(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
-    const unsigned warps = groups_of(256, a.k), most = PREPARE_THREADS / 32; // eight columns a lane
+    const unsigned warps = lb_pieces(a.k, 256), most = PREPARE_THREADS / 32; // eight columns a lane
     const unsigned threads = 32 * (warps == 0 ? 1 : warps < most ? warps : most);
     return lb_launch(prepare_rows_kernel<type>, dim3(static_cast<unsigned>(a.m)), dim3(threads), 0,
                      stream, static_cast<const lb_bits<type> *>(a.x), a.x_stride, a.k, a.rows);
-}
-
-// A kernel that takes all of the shared memory that it likes. It is allowed as much as any launch takes,
-// the same every time: between these two calls another thread may come.
-template <class Shared>
-cudaError_t launch(void (*kernel)(lowbit_cuda_lut4_linear), dim3 grid, int threads, size_t shared,
-                   cudaStream_t stream, const lowbit_cuda_lut4_linear &a) {
-    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
-                                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(sizeof(Shared)));
-    return error != cudaSuccess ? error : lb_launch(kernel, grid, threads, shared, stream, a);
 }
 
 template <int ROWS, int TILES, lowbit_float type>
@@ -41,8 +22,9 @@ cudaError_t decode(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
     size_t shared = sizeof(Shared);
     if (Shared::FUSED)
         shared -= (FUSED_HALVES - x_parts<type> * a.m * a.k) * sizeof(uint16_t);
-    return launch<Shared>(decode_kernel<ROWS, TILES, type>, groups_of(16 * ROWS, a.n), LUT4_THREADS,
-                          shared, stream, a);
+    // A fused kernel reads x, which the last kernel may write.
+    return lb_launch_early(!Shared::FUSED, decode_kernel<ROWS, TILES, type>,
+                           lb_pieces(a.n, 16 * ROWS), LUT4_THREADS, shared, stream, a);
 }
 
 // Each block reads all of x from L2, M / (4 ROWS) bytes for each byte of the weight.
@@ -58,10 +40,10 @@ cudaError_t decode(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
 
 template <int TILES, lowbit_float type>
 cudaError_t tiles(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
-    const dim3 grid(groups_of(TILE_N, a.n), groups_of(8 * TILES, a.m),
+    const dim3 grid(lb_pieces(a.n, TILE_N), lb_pieces(a.m, 8 * TILES),
                     static_cast<unsigned>(a.splits));
-    using Shared = TileShared<TILES, type>;
-    return launch<Shared>(tiles_kernel<TILES, type>, grid, TILE_THREADS, sizeof(Shared), stream, a);
+    return lb_launch_early(true, tiles_kernel<TILES, type>, grid, TILE_THREADS,
+                           sizeof(TileShared<TILES, type>), stream, a);
 }
 
 template <lowbit_float type>
@@ -75,9 +57,9 @@ cudaError_t tiles(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
         error = tiles<4, type>(a, stream);
     if (error != cudaSuccess || a.splits == 1)
         return error;
-    return lb_launch(add_splits_kernel,
-                     dim3(groups_of(LUT4_THREADS, a.n), static_cast<unsigned>(a.m)), LUT4_THREADS,
-                     0, stream, a);
+    return lb_launch_early(true, add_splits_kernel,
+                           dim3(lb_pieces(a.n, LUT4_THREADS), static_cast<unsigned>(a.m)),
+                           LUT4_THREADS, 0, stream, a);
 }
 
 } // namespace
@@ -85,11 +67,10 @@ cudaError_t tiles(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
 extern "C" int lowbit_lut4_dequantize_launch(const lowbit_cuda_lut4_weight *weight,
                                              lowbit_float y_type, void *y, void *queue) {
     const auto stream = static_cast<cudaStream_t>(queue);
-    const size_t each = 8 * LUT4_THREADS, pieces = (weight->elements + each - 1) / each;
-    return lb_with_type(y_type, [&](auto constant) {
-        constexpr lowbit_float type = decltype(constant)::value;
-        return lb_launch(dequantize_kernel<type>, dim3(blocks_for(pieces)), dim3(LUT4_THREADS), 0,
-                         stream, *weight, static_cast<lb_bits<type> *>(y));
+    const unsigned blocks = lb_blocks(lb_pieces(weight->elements, 8 * LUT4_THREADS));
+    return lb_with_type(y_type, [&](auto type) {
+        return lb_launch(dequantize_kernel<type()>, blocks, LUT4_THREADS, 0, stream, *weight,
+                         static_cast<lb_bits<type()> *>(y));
     });
 }
 
@@ -98,25 +79,24 @@ extern "C" int lowbit_lut4_quantize_launch(const void *x, lowbit_float x_type,
                                            unsigned log2_blocksize, uint8_t *packed, float *absmax,
                                            void *queue) {
     const auto stream = static_cast<cudaStream_t>(queue);
-    const size_t each = LUT4_WARPS *
-                        max(static_cast<size_t>(256), static_cast<size_t>(1) << log2_blocksize),
-                 pieces = (elements + each - 1) / each;
-    return lb_with_type(x_type, [&](auto constant) {
-        constexpr lowbit_float type = decltype(constant)::value;
-        return lb_launch(quantize_kernel<type>, dim3(blocks_for(pieces)), dim3(LUT4_THREADS), 0,
-                         stream, static_cast<const lb_bits<type> *>(x), codebook, elements,
+    const size_t each =
+        LUT4_WARPS * max(static_cast<size_t>(256), static_cast<size_t>(1) << log2_blocksize);
+    const unsigned blocks = lb_blocks(lb_pieces(elements, each));
+    return lb_with_type(x_type, [&](auto type) {
+        return lb_launch(quantize_kernel<type()>, blocks, LUT4_THREADS, 0, stream,
+                         static_cast<const lb_bits<type()> *>(x), codebook, elements,
                          log2_blocksize, packed, absmax);
     });
 }
 
 extern "C" int lowbit_lut4_linear_decode_launch(const lowbit_cuda_lut4_linear *args, void *queue) {
-    return lb_with_type(args->x_type, [&](auto constant) {
-        return decode<decltype(constant)::value>(*args, static_cast<cudaStream_t>(queue));
+    return lb_with_type(args->x_type, [&](auto type) {
+        return decode<type()>(*args, static_cast<cudaStream_t>(queue));
     });
 }
 
 extern "C" int lowbit_lut4_linear_tiles_launch(const lowbit_cuda_lut4_linear *args, void *queue) {
-    return lb_with_type(args->x_type, [&](auto constant) {
-        return tiles<decltype(constant)::value>(*args, static_cast<cudaStream_t>(queue));
+    return lb_with_type(args->x_type, [&](auto type) {
+        return tiles<type()>(*args, static_cast<cudaStream_t>(queue));
     });
 }

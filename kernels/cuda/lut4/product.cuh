@@ -11,8 +11,6 @@
 
 #include "weight.cuh"
 
-#include <ptx.cuh>
-
 namespace {
 
 constexpr int LOG2_PIECE = 6, PIECE = 1 << LOG2_PIECE; // columns
@@ -109,7 +107,8 @@ constexpr unsigned RUN = 4; // of pieces
 constexpr size_t FUSED_HALVES = 16384;
 template <bool fused> struct FusedRows {};
 template <> struct FusedRows<true> {
-    float of_warp[LUT4_WARPS], scale[2];
+    int32_t of_warp[LUT4_WARPS];
+    float scale[2];
     alignas(16) uint16_t halves[FUSED_HALVES]; // last: a launch leaves out what it does not need
 };
 
@@ -172,6 +171,8 @@ __global__ void __launch_bounds__(LUT4_THREADS, decode_blocks<TILES, type>)
             if (threadIdx.x == 0)
                 rows.scale[m] = scale;
         }
+    } else {
+        ptx::wait_for_last();
     }
     __syncthreads();
     const uint16_t *x_from[TILES][2]; // of rows behind the last that one
@@ -278,6 +279,7 @@ __global__ void __launch_bounds__(TILE_THREADS, c_parts<type> == 1 ? 3 : 2)
     using Shared = TileShared<TILES, type>;
     constexpr int X_PARTS = x_parts<type>, C_PARTS = c_parts<type>;
     constexpr int TILE_M = 8 * TILES;
+    ptx::begin_next();
     LB_DYNAMIC_SHARED(shared, Shared);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const size_t n0 = static_cast<size_t>(blockIdx.x) * TILE_N,
@@ -291,38 +293,45 @@ __global__ void __launch_bounds__(TILE_THREADS, c_parts<type> == 1 ? 3 : 2)
     const int w_row = threadIdx.x / 2, w_at = threadIdx.x % 2 * 16;
     const uint16_t *const x_from = a.rows.halves + (m0 + x_row) * a.k + x_at;
     const uint8_t *const w_from = a.weight.packed + (n0 + w_row) * a.k / 2 + w_at;
-    const auto fetch = [&](unsigned piece) {
-        if (piece < end) {
-            auto &stage = shared.stage[piece % Shared::STAGES];
+    const auto fetch_weight = [&](unsigned piece) {
+        if (piece < end)
 #pragma unroll
             for (int i = 0; i < TILE_N; i += W_ROWS)
-                ptx::cp_async16(&stage.weight[w_row + i][w_at],
+                ptx::cp_async16(&shared.stage[piece % Shared::STAGES].weight[w_row + i][w_at],
                                 w_from + i / 2 * a.k + static_cast<size_t>(piece) * (PIECE / 2),
                                 n0 + w_row + i < a.n ? 16 : 0);
+    };
+    const auto fetch_x = [&](unsigned piece) {
+        if (piece < end)
 #pragma unroll
             for (int part = 0; part < X_PARTS; part++)
 #pragma unroll
                 for (int i = 0; i < TILE_M; i += X_ROWS)
-                    ptx::cp_async16(&stage.x[part][x_row + i][x_at],
+                    ptx::cp_async16(&shared.stage[piece % Shared::STAGES].x[part][x_row + i][x_at],
                                     x_from + (part * a.m + i) * a.k +
                                         static_cast<size_t>(piece) * PIECE,
                                     m0 + x_row + i < a.m ? 16 : 0);
-        }
-        ptx::cp_async_commit(); // also an empty group: they are counted
     };
     for (int i = 0; i < Shared::STAGES - 1; i++)
-        fetch(begin + i);
+        fetch_weight(begin + i);
     const int row = warp * 16 * TILE_ROWS + lane / 4; // the first of the lane's, in the tile
     Scales<TILE_ROWS> scales(a, n0 + warp * 16 * TILE_ROWS, lane);
     scales.load(a.weight, begin + lane % 4, end);
     const float offset = load_nested(a.weight, shared.nested, TILE_THREADS);
     const float unit = shared.table.fill(a.weight.codebook, TILE_THREADS);
+    ptx::wait_for_last();
+    for (int i = 0; i < Shared::STAGES - 1; i++) {
+        fetch_x(begin + i);
+        ptx::cp_async_commit(); // also an empty group: they are counted
+    }
 
     float sum[TILE_ROWS][TILES][4] = {};
     for (unsigned piece = begin; piece < end; piece++) {
         ptx::cp_async_wait<Shared::STAGES - 2>();
         __syncthreads(); // this piece is there, and the stage of the one before is no longer read
-        fetch(piece + Shared::STAGES - 1);
+        fetch_weight(piece + Shared::STAGES - 1);
+        fetch_x(piece + Shared::STAGES - 1);
+        ptx::cp_async_commit();
         const unsigned turn = piece - begin;
         if (turn % 4 == 0) {
             scales.advance(a.weight, shared.nested, offset);
@@ -377,12 +386,14 @@ __global__ void __launch_bounds__(TILE_THREADS, c_parts<type> == 1 ? 3 : 2)
 // A block adds up columns of one row of y.
 __global__ void __launch_bounds__(LUT4_THREADS) add_splits_kernel(lowbit_cuda_lut4_linear a) {
     const size_t m = blockIdx.y, n = static_cast<size_t>(blockIdx.x) * LUT4_THREADS + threadIdx.x;
+    const float unit = codebook_unit(a.weight.codebook);
+    ptx::wait_for_last();
     if (n >= a.n)
         return;
     float sum = a.partial[m * a.n + n];
     for (int split = 1; split < a.splits; split++)
         sum = __fadd_rn(sum, a.partial[(split * a.m + m) * a.n + n]);
-    store_sum(a, m, n, sum, a.rows.scale[m], codebook_unit(a.weight.codebook));
+    store_sum(a, m, n, sum, a.rows.scale[m], unit);
 }
 
 } // namespace

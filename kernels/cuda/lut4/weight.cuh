@@ -4,7 +4,9 @@
 #define LOWBIT_KERNELS_CUDA_LUT4_WEIGHT_CUH
 
 #include "launch.h"
+#include <block.cuh>
 #include <floats.cuh>
+#include <ptx.cuh>
 
 namespace {
 
@@ -110,7 +112,7 @@ template <lowbit_float x> constexpr int c_parts = x == bf16 ? 1 : 2;
 // divided by. Contains a barrier, and other barriers have to stand between two calls.
 template <lowbit_float type>
 __device__ __forceinline__ float prepare_row(const lb_bits<type> *row, size_t m, size_t k,
-                                             uint16_t *halves, size_t part, float *of_warp) {
+                                             uint16_t *halves, size_t part, int32_t *of_warp) {
     const bool aligned = lb_aligned(row, 16);
     float most = 0.0f;
     for (size_t i = 8 * threadIdx.x; i < k; i += 8 * blockDim.x) {
@@ -120,13 +122,7 @@ __device__ __forceinline__ float prepare_row(const lb_bits<type> *row, size_t m,
             if (fabsf(value) < INFINITY)
                 most = fmaxf(most, fabsf(value));
     }
-    for (int step = 16; step; step /= 2)
-        most = fmaxf(most, __shfl_xor_sync(LB_ALL_LANES, most, step));
-    if (threadIdx.x % 32 == 0)
-        of_warp[threadIdx.x / 32] = most;
-    __syncthreads();
-    for (unsigned i = 0; i < blockDim.x / 32; i++)
-        most = fmaxf(most, of_warp[i]);
+    most = lb_block_max(most, of_warp);
     // Divided by it, the largest magnitude is at most 2^15.
     const float scale = power_up_to(__fmul_rn(most, 0x1p-14f)), inverse = __fdiv_rn(1.0f, scale);
     for (size_t i = 8 * threadIdx.x; i < k; i += 8 * blockDim.x) {
@@ -154,7 +150,8 @@ template <lowbit_float type>
 __global__ void __launch_bounds__(PREPARE_THREADS)
     prepare_rows_kernel(const lb_bits<type> *x, size_t x_stride, size_t k,
                         lowbit_cuda_lut4_rows rows) {
-    LB_SHARED(of_warp, float[PREPARE_THREADS / 32]);
+    ptx::begin_next();
+    LB_SHARED(of_warp, int32_t[PREPARE_THREADS / 32]);
     const size_t m = blockIdx.x;
     const float scale =
         prepare_row<type>(x + m * x_stride, m, k, rows.halves + m * k, gridDim.x * k, of_warp);

@@ -17,8 +17,7 @@ using Site = const void *;
 // ---- Launches -----------------------------------------------------------------------------------
 
 // Calls body(argument) once for every thread of the grid.
-cudaError_t launch(const void *kernel, dim3 grid, dim3 block, size_t shared, void (*body)(void *),
-                   void *argument);
+cudaError_t launch(dim3 grid, dim3 block, size_t shared, void (*body)(void *), void *argument);
 
 // ---- Memory -------------------------------------------------------------------------------------
 

@@ -48,11 +48,12 @@ template <typename... Params, typename... Args>
 LB_UNWATCHED cudaError_t lb_launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared,
                                    cudaStream_t, Args... args) {
     auto call = [=] LB_UNWATCHED() { kernel(static_cast<Params>(args)...); };
-    return emu::launch((const void *)kernel, grid, block, shared,
-                       [] LB_UNWATCHED(void *c) { (*static_cast<decltype(call) *>(c))(); }, &call);
+    return emu::launch(
+        grid, block, shared, [] LB_UNWATCHED(void *c) { (*static_cast<decltype(call) *>(c))(); },
+        &call);
 }
 
-template <typename... Args> LB_UNWATCHED cudaError_t lb_launch_early(Args... args) {
+template <typename... Args> LB_UNWATCHED cudaError_t lb_launch_early(bool, Args... args) {
     return lb_launch(args...);
 }
 
@@ -125,7 +126,8 @@ LB_EMULATED int __all_sync(unsigned mask, int vote, int line = __builtin_LINE())
 }
 
 // mask: all lanes, or a power of two of them from a multiple of it on.
-LB_EMULATED unsigned __reduce_max_sync(unsigned mask, unsigned value, int line = __builtin_LINE()) {
+template <typename T>
+LB_EMULATED T __reduce_max_sync(unsigned mask, T value, int line = __builtin_LINE()) {
     for (int lanes = __builtin_popcount(mask) / 2; lanes; lanes /= 2)
         value = std::max(value, __shfl_xor_sync(mask, value, lanes, LB_WARP, line));
     return value;

@@ -98,8 +98,6 @@ bool on_other_stack(uint64_t address); // of a thread of this block
 // Shared memory as it is when a block begins.
 void reset_shared_memory(size_t dynamic);
 
-size_t dynamic_shared_limit(const void *kernel);
-
 // Counts what the threads of a warp have logged.
 void count_accesses(unsigned warp);
 

@@ -57,6 +57,11 @@ LB_TOUCHING uint4 ldg_nc_v4(const void *p) {
     return *static_cast<const uint4 *>(p);
 }
 
+LB_TOUCHING void st_v4(void *p, uint4 v) {
+    emu::access(p, sizeof v, emu::Kind::write, LB_SITE);
+    *static_cast<uint4 *>(p) = v;
+}
+
 LB_EMULATED LB_UNWATCHED uint2 ldg_nc_v2(const void *p) {
     emu::access(p, sizeof(uint2), emu::Kind::read);
     return *static_cast<const uint2 *>(p);

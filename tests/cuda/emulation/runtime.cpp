@@ -11,15 +11,6 @@ namespace emu {
 void clear_reports();
 void clear_counters();
 
-namespace {
-std::map<const void *, size_t> dynamic_limits;
-}
-
-size_t dynamic_shared_limit(const void *kernel) {
-    const auto set = dynamic_limits.find(kernel);
-    return set == dynamic_limits.end() ? 48 << 10 : set->second;
-}
-
 void reset() {
     clear_reports();
     clear_counters();
@@ -81,13 +72,6 @@ cudaError_t cudaMemsetAsync(void *data, int value, size_t size, cudaStream_t) {
 
 cudaError_t cudaMemset(void *data, int value, size_t size) {
     return cudaMemsetAsync(data, value, size, nullptr);
-}
-
-cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute attribute, int value) {
-    if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 || value > 227 << 10)
-        return failed(cudaErrorInvalidValue);
-    emu::dynamic_limits[kernel] = (size_t)value;
-    return cudaSuccess;
 }
 
 cudaError_t cudaGetDevice(int *device) {
