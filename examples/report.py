@@ -23,10 +23,10 @@ GREY, GREEN, ORANGE, INK = "#b8bec6", "#1f8a70", "#c4621b", "#22272e"
 
 
 def table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
-    """The first column names the rows."""
+    """The first column names the rows, and alone gives way where a terminal is narrow."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=not i)
+        table.add_column(column, justify="right" if i else "left", no_wrap=i > 0)
     for row in rows:
         table.add_row(*row)
     return table
