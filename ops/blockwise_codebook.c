@@ -41,8 +41,8 @@ lowbit_status lowbit_check_codebook256(const char *op, const char *name,
     return LOWBIT_OK;
 }
 
-// The largest float up to the midpoint of a < b, never -0. In double precision a + b is a sum and an
-// error (Knuth's TwoSum), and halving is exact.
+// The largest float up to the midpoint of a < b, never -0. In double precision a + b is a sum and
+// an error (Knuth's TwoSum), and halving is exact.
 static float midpoint_down(float a, float b) {
     const double sum = (double)a + b, b_used = sum - a, a_used = sum - b_used;
     const double error = (a - a_used) + (b - b_used);
@@ -59,8 +59,8 @@ static size_t bucket_of(float v) {
     return signbit(v) ? BUCKETS - 1 - bucket : BUCKETS + bucket;
 }
 
-// Numbers in the bucket of such a threshold share its upper half, so their lower halves tell whether
-// they are above it. The first bucket of each sign holds others too.
+// Numbers in the bucket of such a threshold share its upper half, so their lower halves tell
+// whether they are above it. The first bucket of each sign holds others too.
 static bool lower_half_decides(float threshold) {
     return fabsf(threshold) >= 0x1p-24f * (1 + 0x1p-7f) && fabsf(threshold) < 1 + 0x1p-7f;
 }

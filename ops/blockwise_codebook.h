@@ -13,8 +13,8 @@
 extern "C" {
 #endif
 
-// The codebook is float32 [256], its values finite and ascending, which are only looked at on the CPU.
-// op and name are for the message.
+// The codebook is float32 [256], its values finite and ascending, which are only looked at on the
+// CPU. op and name are for the message.
 lowbit_status lowbit_check_codebook256(const char *op, const char *name,
                                        const lowbit_tensor *codebook,
                                        const lowbit_executor *executor);

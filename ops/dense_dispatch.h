@@ -20,9 +20,9 @@ struct lowbit_dense_gemm {
     lowbit_dense_gemm_ukernel *run;
 };
 
-// The best gemm for this type, LOWBIT_FLOAT32 or LOWBIT_BFLOAT16, among the instruction sets in isa, a
-// mask of LOWBIT_ISA_ bits that holds LOWBIT_ISA_SCALAR; null for bfloat16 where none of them
-// multiplies bf16 numbers.
+// The best gemm for this type, LOWBIT_FLOAT32 or LOWBIT_BFLOAT16, among the instruction sets in
+// isa, a mask of LOWBIT_ISA_ bits that holds LOWBIT_ISA_SCALAR; null for bfloat16 where none of
+// them multiplies bf16 numbers.
 const struct lowbit_dense_gemm *lowbit_dense_select_gemm(uint32_t isa, lowbit_dtype type);
 
 // The best of the other micro-kernels; those for each float type are indexed by lowbit_dtype.

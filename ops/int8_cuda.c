@@ -83,7 +83,8 @@ lowbit_status lowbit_int8_matmul_cuda(const char *op, const lowbit_tensor *a,
                                       void *stream) {
     if (!b->rows)
         return LOWBIT_OK;
-    // A grid has no room for any number of tiles. Within a tile of up to 128 rows offsets have 32 bits.
+    // A grid has no room for any number of tiles. Within a tile of up to 128 rows offsets have 32
+    // bits.
     const size_t block = a->stride < (size_t)1 << 25 ? BLOCK_M : 1;
     for (size_t m = 0; m < a->rows; m += block) {
         const size_t rows = a->rows - m < block ? a->rows - m : block;

@@ -14,8 +14,8 @@ enum {
     PIECE = 64,       // columns of x that kernels take at a time
     TILE_M = 64,      // rows and columns of y in a tile of the other kernel
     TILE_N = 128,
-    // Blocks of threads that keep a GPU busy, and the most parts of k. A number of the GPU at hand would
-    // make results differ from one to the next.
+    // Blocks of threads that keep a GPU busy, and the most parts of k. A number of the GPU at hand
+    // would make results differ from one to the next.
     BLOCKS = 264,
     MOST_SPLITS = 8,
 };
@@ -45,9 +45,10 @@ static bool fits(const lowbit_lut4_weight *weight, size_t k) {
            (uintptr_t)weight->packed->data % 16 == 0;
 }
 
-// Rows that are worth decoding the weight for in every tile, against 4.5 bytes of traffic per weight to
-// decode it once and a product with all of a GPU's speed. A float16 weight in two parts doubles the work
-// of a tile; with float32 x, three products of halves are faster than one of floats.
+// Rows that are worth decoding the weight for in every tile, against 4.5 bytes of traffic per
+// weight to decode it once and a product with all of a GPU's speed. A float16 weight in two parts
+// doubles the work of a tile; with float32 x, three products of halves are faster than one of
+// floats.
 static size_t most_rows(lowbit_dtype x) {
     return x == LOWBIT_BFLOAT16 ? 256 : x == LOWBIT_FLOAT16 ? 128 : SIZE_MAX;
 }

@@ -24,8 +24,8 @@ struct lowbit_lut4_gemm {
     lowbit_lut4_gemm_ukernel *run;
 };
 
-// The best gemm for m rows of x, k wide, among the instruction sets in isa, a mask of LOWBIT_ISA_ bits;
-// null when the weight has to be dequantized in panels.
+// The best gemm for m rows of x, k wide, among the instruction sets in isa, a mask of LOWBIT_ISA_
+// bits; null when the weight has to be dequantized in panels.
 const struct lowbit_lut4_gemm *lowbit_lut4_select_gemm(uint32_t isa, lowbit_dtype x, size_t m,
                                                        size_t k, size_t blocksize);
 

@@ -23,8 +23,8 @@ static inline size_t lowbit_lut4_most_scales(size_t n) {
     return n / 32 + 2;
 }
 
-// The scales of `count` blocks from block `first` on: where they stand, or, with double quantization,
-// computed into buffer.
+// The scales of `count` blocks from block `first` on: where they stand, or, with double
+// quantization, computed into buffer.
 const float *lowbit_lut4_scales(const lowbit_lut4_weight *weight,
                                 const struct lowbit_lut4_ukernels *ukernels, size_t first,
                                 size_t count, float *buffer);

@@ -31,7 +31,8 @@ static size_t x_size(const struct lowbit_panel_product *p) {
     return lowbit_float_size((enum lowbit_float)p->gemm->type);
 }
 
-// Row m's piece of a block of r. The pieces of all rows follow each other, as the products read them.
+// Row m's piece of a block of r. The pieces of all rows follow each other, as the products read
+// them.
 static void *x_piece(const struct lowbit_panel_product *p, size_t m, size_t r0) {
     return (char *)p->x + (r0 * p->rows + m * p->block_r) * x_size(p);
 }

@@ -16,8 +16,8 @@ size_t lowbit_task_count(const lowbit_executor *executor, size_t pieces, double 
 // would depend on which thread computes what.
 void lowbit_parallel(const lowbit_executor *executor, size_t tasks, lowbit_task task, void *arg);
 
-// Returns what call says, where the executor is a GPU. A build without CUDA refuses such an executor
-// before.
+// Returns what call says, where the executor is a GPU. A build without CUDA refuses such an
+// executor before.
 #if LOWBIT_CUDA
 #define LOWBIT_ON_CUDA(executor, call)                                                             \
     do {                                                                                           \

@@ -13,7 +13,8 @@ static std::tuple<Tensor, Tensor> lut4_quantize(const Tensor &weight, const Tens
     const View values = flat_of(op, "codebook", codebook);
     const int64_t block = static_cast<int64_t>(blocksize_of(op, blocksize));
     const int64_t elements = weight.numel();
-    // Rows of whole blocks keep the weight's shape, so that packed and absmax are split by rows like it.
+    // Rows of whole blocks keep the weight's shape, so that packed and absmax are split by rows
+    // like it.
     Shape packed_shape = {(elements + 1) / 2}, absmax_shape = {(elements + block - 1) / block};
     if (weight.dim() == 2 && weight.size(1) % block == 0) {
         packed_shape = {weight.size(0), weight.size(1) / 2};

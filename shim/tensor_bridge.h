@@ -29,8 +29,8 @@ using OptionalTensor = std::optional<Tensor>;
 using OptionalType = std::optional<ScalarType>;
 using Shape = std::vector<int64_t>;
 
-// The operator that runs, and where: on the device of its first tensor. On a GPU that one becomes the
-// current device as long as this object lives.
+// The operator that runs, and where: on the device of its first tensor. On a GPU that one becomes
+// the current device as long as this object lives.
 class Op {
   public:
     Op(const char *name, const Tensor &first) : name_(name), on_cuda_(first.is_cuda()) {
@@ -47,7 +47,8 @@ class Op {
     lowbit_executor executor() const { return on_cuda_ ? gpu() : threads(); }
 
   private:
-    // Torch's own threads. Inside another parallel region torch runs all tasks on the calling thread.
+    // Torch's own threads. Inside another parallel region torch runs all tasks on the calling
+    // thread.
     static lowbit_executor threads() {
         const auto parallel_for = [](void *, size_t tasks, lowbit_task task, void *arg) {
             torch::stable::parallel_for(0, static_cast<int64_t>(tasks), 1,
@@ -264,8 +265,8 @@ inline std::optional<View> flat_of(const Op &op, const char *name, const Optiona
     return flat_of(op, name, *tensor);
 }
 
-// An input of any shape and strides, as a vector of its elements in row-major order: in place when it
-// is contiguous, as a copy otherwise.
+// An input of any shape and strides, as a vector of its elements in row-major order: in place when
+// it is contiguous, as a copy otherwise.
 inline View elements_of(const Op &op, const char *name, const Tensor &given) {
     check_device(op, name, given);
     return flat_of(op, name, given.is_contiguous() ? given : torch::stable::contiguous(given));

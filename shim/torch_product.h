@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Products of floats by torch itself, in the forms that write to a given tensor: of the others autocast
-// would choose the type.
+// Products of floats by torch itself, in the forms that write to a given tensor: of the others
+// autocast would choose the type.
 #ifndef LOWBIT_SHIM_TORCH_PRODUCT_H
 #define LOWBIT_SHIM_TORCH_PRODUCT_H
 

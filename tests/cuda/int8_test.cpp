@@ -58,8 +58,8 @@ TEST(CudaInt8Linear, Samples) {
         }
 }
 
-// Rows of several chunks of 1024, of more than a block of threads keeps, and with more columns than a
-// tile marks by itself.
+// Rows of several chunks of 1024, of more than a block of threads keeps, and with more columns than
+// a tile marks by itself.
 TEST(CudaInt8Linear, LongRows) {
     Random random(401);
     for (size_t m : {1, 5, 20})

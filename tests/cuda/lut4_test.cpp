@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The lut4 operators on a GPU: codes and their values are the bits of the CPU's library, products are
-// within rounding of float64, and the same bits in every order of threads.
+// The lut4 operators on a GPU: codes and their values are the bits of the CPU's library, products
+// are within rounding of float64, and the same bits in every order of threads.
 
 #include "testing.h"
 
@@ -80,8 +80,8 @@ struct Product {
         });
     }
 
-    // A few roundings of fp32 for each term, of which a codebook in fp16 makes 2^-12 for bfloat16 x, and
-    // what numbers far below a row's largest lose.
+    // A few roundings of fp32 for each term, of which a codebook in fp16 makes 2^-12 for bfloat16
+    // x, and what numbers far below a row's largest lose.
     void expect_close() const {
         const lowbit_lut4_linear_args args{x, w, or_null(with_bias, bias), y};
         for (size_t row = 0; row < y->rows; row++) {
@@ -156,8 +156,8 @@ TEST(CudaLut4Linear, MoreRowsThanAtATime) {
     check(Product(random, 1030, 9, 128, 64, nf4, LOWBIT_FLOAT32, LOWBIT_FLOAT32));
 }
 
-// Every sector is used, and lanes that are at shared memory at once find different banks: but for scales,
-// of which a warp takes 16 bytes a row, and their codebook.
+// Every sector is used, and lanes that are at shared memory at once find different banks: but for
+// scales, of which a warp takes 16 bytes a row, and their codebook.
 TEST(CudaLut4Linear, MemoryTrafficIsNearItsLeast) {
     Random random(505);
     for (size_t m : {1, 8, 16, 64})
@@ -174,7 +174,8 @@ TEST(CudaLut4Linear, MemoryTrafficIsNearItsLeast) {
         }
 }
 
-// As precise as torch's own product with the dequantized weight, which is rounded to x's dtype first.
+// As precise as torch's own product with the dequantized weight, which is rounded to x's dtype
+// first.
 TEST(CudaLut4Linear, ErrorIsThatOfARoundedWeight) {
     Random random(501);
     for (lowbit_dtype dtype : {LOWBIT_FLOAT16, LOWBIT_BFLOAT16}) {

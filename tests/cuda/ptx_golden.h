@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // What each function of ptx.cuh gives a warp that brings pseudo-random operands: recorded on a GPU,
-// in golden/ptx.txt, and compared with the emulation, whose layouts are otherwise somebody's reading
-// of the PTX manual.
+// in golden/ptx.txt, and compared with the emulation, whose layouts are otherwise somebody's
+// reading of the PTX manual.
 #ifndef LOWBIT_TESTS_CUDA_PTX_GOLDEN_H
 #define LOWBIT_TESTS_CUDA_PTX_GOLDEN_H
 

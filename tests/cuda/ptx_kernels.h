@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Products of small matrices in one warp, with the instructions that ptx.cuh has for it, and roots and
-// quotients by its approximations.
+// Products of small matrices in one warp, with the instructions that ptx.cuh has for it, and roots
+// and quotients by its approximations.
 #ifndef LOWBIT_TESTS_CUDA_PTX_KERNELS_H
 #define LOWBIT_TESTS_CUDA_PTX_KERNELS_H
 
@@ -15,8 +15,8 @@ cudaError_t product_s8(const int8_t *a, const int8_t *b, int32_t *d);
 cudaError_t product_f16(const uint16_t *a, const uint16_t *b, float *d);
 cudaError_t product_bf16(const uint16_t *a, const uint16_t *b, float *d);
 
-// Counts in wrong[0] where plain.cuh differs from __fsqrt_rn or __fdiv_rn with the GPU's approximations,
-// and in wrong[1] where it does with others that are as good.
+// Counts in wrong[0] where plain.cuh differs from __fsqrt_rn or __fdiv_rn with the GPU's
+// approximations, and in wrong[1] where it does with others that are as good.
 cudaError_t wrong_roots(uint32_t *wrong); // of all numbers of 1 to 4
 cudaError_t wrong_quotients(uint32_t numbers, uint32_t *wrong);
 

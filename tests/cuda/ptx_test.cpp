@@ -114,8 +114,8 @@ TEST(Plain, RootsAndQuotientsAreRoundedCorrectly) {
     EXPECT_EQ(wrong_too.get(), (std::vector<uint32_t>{0, 0}));
 }
 
-// All cases of the record are still there, and all functions of ptx.cuh have a case but those without
-// a result of their own: one that is no instruction, and two that order launches.
+// All cases of the record are still there, and all functions of ptx.cuh have a case but those
+// without a result of their own: one that is no instruction, and two that order launches.
 TEST(PtxGolden, IsComplete) {
     const std::string header = read(LOWBIT_SOURCE_DIR "/kernels/cuda/common/ptx.cuh");
     const std::regex function("__forceinline__ [^(]*?(\\w+)\\(");

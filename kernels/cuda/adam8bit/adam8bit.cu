@@ -97,7 +97,8 @@ __device__ __forceinline__ bool step_element(const Rule &rule, float grad, float
     return true;
 }
 
-// The same without branches, of elements all of which are in a range where that is known to suffice.
+// The same without branches, of elements all of which are in a range where that is known to
+// suffice.
 class Plain {
   public:
     __device__ __forceinline__ void step(const Rule &rule, float grad, float &p, float &m,
@@ -114,10 +115,10 @@ class Plain {
         least_v_ = min(least_v_, __float_as_uint(v) - 1);
         nothing_ = __fmaf_rn(p, 0.0f, nothing_);
     }
-    // Whether the steps so far were right: no p is infinite or NaN, each v is 0 or of 2^-101 to 2^48,
-    // and each m is 0 or of 2^-100 to 2^24 in magnitude. Since e is at most 2^24, or most_m negative,
-    // and floor at most 1, d is at most 2^25 then and no quotient subnormal; one that overflows makes p
-    // NaN.
+    // Whether the steps so far were right: no p is infinite or NaN, each v is 0 or of 2^-101 to
+    // 2^48, and each m is 0 or of 2^-100 to 2^24 in magnitude. Since e is at most 2^24, or most_m
+    // negative, and floor at most 1, d is at most 2^25 then and no quotient subnormal; one that
+    // overflows makes p NaN.
     __device__ __forceinline__ bool right(const Rule &rule) const {
         return nothing_ == 0 && most_m_ <= rule.most_m &&
                least_m_ >= (__float_as_uint(0x1p-100f) << 1) - 1 &&
@@ -188,8 +189,8 @@ __device__ __forceinline__ void step_at(const Param &p, size_t at, const Shared 
         lb_store_any(f32, p.master, at, value);
 }
 
-// The same of vector `at`, with the largest magnitudes, if class Plain can. Otherwise changes nothing in
-// memory and returns false.
+// The same of vector `at`, with the largest magnitudes, if class Plain can. Otherwise changes
+// nothing in memory and returns false.
 template <class Access, int V>
 __device__ __forceinline__ bool
 step_plain(const Param &p, size_t at, const Shared &shared, const Rule &rule, float scale1,
@@ -215,7 +216,8 @@ step_plain(const Param &p, size_t at, const Shared &shared, const Rule &rule, fl
     return true;
 }
 
-// The tile of a parameter that begins with this element: a whole one, unless V = 1. Contains one barrier.
+// The tile of a parameter that begins with this element: a whole one, unless V = 1. Contains one
+// barrier.
 template <class Access>
 __device__ __forceinline__ void step_tile(const Param &p, size_t first, unsigned log2_blocksize,
                                           Shared &shared, bool direct1, bool direct2,
@@ -277,8 +279,8 @@ __device__ __forceinline__ void step_tile(const Param &p, size_t first, unsigned
     }
 }
 
-// The number of the parameter that a tile belongs to, not below `low`: mostly that of the block's tile
-// before.
+// The number of the parameter that a tile belongs to, not below `low`: mostly that of the block's
+// tile before.
 __device__ __forceinline__ unsigned param_of(const Step &s, uint32_t tile, unsigned low) {
     if (tile < s.param[low].end)
         return low;

@@ -11,8 +11,8 @@
 
 // Without signs: for numbers that are not negative, and codebooks of such.
 //
-// Buckets are those of the CPU, the negative ones behind the others and away from zero too. An entry
-// suffices if no more than one threshold lies in its bucket; then, in 32 bits,
+// Buckets are those of the CPU, the negative ones behind the others and away from zero too. An
+// entry suffices if no more than one threshold lies in its bucket; then, in 32 bits,
 //
 //   code(v) = (entry + order(v)) / 2^16 % 256
 //   entry = 2^16 * code of the least number + 2^16 - 1 - order(threshold)
@@ -45,7 +45,8 @@ template <bool with_signs> __device__ __forceinline__ uint32_t lb_order(float v)
     return __float_as_uint(fmaxf(fabsf(v), 0x1p-24f)) ^ sign;
 }
 
-// Of |v| < 1 + 2^-7: ascends with v, from -BUCKETS on where there are negative numbers, else from 0.
+// Of |v| < 1 + 2^-7: ascends with v, from -BUCKETS on where there are negative numbers, else from
+// 0.
 __device__ __forceinline__ int lb_bucket_of(float v) {
     const uint32_t bits = __float_as_uint(v);
     const int bucket = max((int)(bits >> 16 & 0x7fff) - LOWBIT_BLOCKWISE_FIRST, 0);
@@ -103,8 +104,8 @@ __device__ bool lb_encoder_init(Encoder<with_signs> &e, const float *codebook) {
     return __syncthreads_and(direct);
 }
 
-// Both find the codes of numbers v, |v| < 1 + 2^-7, and leave them in bits 16 to 23; the first one only
-// if lb_encoder_init returned true.
+// Both find the codes of numbers v, |v| < 1 + 2^-7, and leave them in bits 16 to 23; the first one
+// only if lb_encoder_init returned true.
 template <bool with_signs, int n>
 __device__ __forceinline__ void lb_encode_direct(const Encoder<with_signs> &e, const float (&v)[n],
                                                  uint32_t (&codes)[n]) {

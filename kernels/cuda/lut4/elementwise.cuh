@@ -39,8 +39,9 @@ __global__ void __launch_bounds__(LUT4_THREADS)
     }
 }
 
-// The midpoints between neighbours of the sorted codebook, as a tree: those below node i are behind node
-// 2 i, and those above it behind 2 i + 1. And the codes of the sorted values: of equal ones the smallest.
+// The midpoints between neighbours of the sorted codebook, as a tree: those below node i are behind
+// node 2 i, and those above it behind 2 i + 1. And the codes of the sorted values: of equal ones
+// the smallest.
 struct Levels {
     float tree[16]; // from 1 on
     uint8_t code[16];
@@ -81,8 +82,8 @@ struct Nearest {
             codes |= static_cast<uint64_t>(levels.code[rank]) << (4 * rank);
     }
     __device__ __forceinline__ uint32_t operator()(float v) const {
-        // Whether v is above is the sign of a difference: no comparison, of which a GPU does half as
-        // many at a time.
+        // Whether v is above is the sign of a difference: no comparison, of which a GPU does half
+        // as many at a time.
         uint32_t path = __float_as_uint(__fsub_rn(root, v)) >> 31;
         for (int depth = 1; depth < 4; depth++) {
             const float *nodes = tree + (1 << depth);
@@ -112,8 +113,8 @@ __device__ __forceinline__ float load_finite(float (&values)[8], const lb_bits<t
     return most;
 }
 
-// A warp takes 256 elements after others, eight in a lane, in blocks of 32 to 256; or larger blocks,
-// which it reads twice.
+// A warp takes 256 elements after others, eight in a lane, in blocks of 32 to 256; or larger
+// blocks, which it reads twice.
 template <lowbit_float type>
 __global__ void __launch_bounds__(LUT4_THREADS)
     quantize_kernel(const lb_bits<type> *x, const float *codebook, size_t elements,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The launchers of the lut4 family. They trust their caller as micro-kernels do: sizes and pointers,
-// all on the stream's device, are valid. They never wait, and return what the launch returned.
+// The launchers of the lut4 family. They trust their caller as micro-kernels do: sizes and
+// pointers, all on the stream's device, are valid. They never wait, and return what the launch
+// returned.
 #ifndef LOWBIT_KERNELS_CUDA_LUT4_LAUNCH_H
 #define LOWBIT_KERNELS_CUDA_LUT4_LAUNCH_H
 
@@ -10,8 +11,8 @@
 extern "C" {
 #endif
 
-// A weight of 4-bit codes as ../../cpu/lut4/ukernels.h describes it, and its scales: absmax as float32
-// [blocks], or with double quantization as uint8 codes of
+// A weight of 4-bit codes as ../../cpu/lut4/ukernels.h describes it, and its scales: absmax as
+// float32 [blocks], or with double quantization as uint8 codes of
 //   nested_codebook[code] * nested_absmax[block / 256] + nested_offset
 typedef struct lowbit_cuda_lut4_weight {
     const uint8_t *packed;
@@ -33,11 +34,11 @@ int lowbit_lut4_quantize_launch(const void *x, enum lowbit_float type, const flo
                                 float *absmax, void *stream);
 
 // Rows of x as sums of fp16 numbers, each row divided by a power of two that brings it into their
-// range. A bfloat16 or float16 row takes one number per element, a float32 row two. Elements far below
-// the row's largest lose the bits under 2^-40 of that.
+// range. A bfloat16 or float16 row takes one number per element, a float32 row two. Elements far
+// below the row's largest lose the bits under 2^-40 of that.
 typedef struct lowbit_cuda_lut4_rows {
-    uint16_t *
-        halves; // [m][k], the columns in an order of the kernels' own, then [m][k] again for float32
+    // [m][k], the columns in an order of the kernels' own, then [m][k] again for float32
+    uint16_t *halves;
     float *scale; // [m] the powers of two
 } lowbit_cuda_lut4_rows;
 

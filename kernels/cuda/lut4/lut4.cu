@@ -19,6 +19,7 @@ cudaError_t prepare(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
 template <int ROWS, int TILES, lowbit_float type>
 cudaError_t decode(const lowbit_cuda_lut4_linear &a, cudaStream_t stream) {
     using Shared = DecodeShared<ROWS, TILES, type>;
+    static_assert(sizeof(Shared) <= 99 << 10, "every GPU has so much");
     size_t shared = sizeof(Shared);
     if (Shared::FUSED)
         shared -= (FUSED_HALVES - x_parts<type> * a.m * a.k) * sizeof(uint16_t);

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT
-// lut4_linear on the tensor cores. A warp takes 16 ROWS rows of the weight and 8 TILES of x; 64 columns
-// of both, a piece, are multiplied before the block's scale is, so that the table of a codebook serves
-// all blocks. A thread looks up eight bytes of a row, 16 columns next to each other, for four products
-// of 16 columns: the sum over columns may take them in any order, and x needs no rearranging.
+// lut4_linear on the tensor cores. A warp takes 16 ROWS rows of the weight and 8 TILES of x; 64
+// columns of both, a piece, are multiplied before the block's scale is, so that the table of a
+// codebook serves all blocks. A thread looks up eight bytes of a row, 16 columns next to each
+// other, for four products of 16 columns: the sum over columns may take them in any order, and x
+// needs no rearranging.
 //
-// What bounds these kernels besides memory is passes over the banks of shared memory: per piece 16 ROWS
-// for looking up and 8 TILES for x, for 4 ROWS TILES products.
+// What bounds these kernels besides memory is passes over the banks of shared memory: per piece 16
+// ROWS for looking up and 8 TILES for x, for 4 ROWS TILES products.
 #ifndef LOWBIT_KERNELS_CUDA_LUT4_PRODUCT_CUH
 #define LOWBIT_KERNELS_CUDA_LUT4_PRODUCT_CUH
 
@@ -59,8 +60,9 @@ __device__ __forceinline__ void load_x(const uint16_t *from, uint32_t (&x)[8], i
     memcpy(x + 4 * half, &halves, sizeof halves);
 }
 
-// The scales of a warp's rows of the weight, of four of its pieces at a time: the four lanes of a row
-// load one each, and the next while these are used. Rows and pieces behind the last are read as the last.
+// The scales of a warp's rows of the weight, of four of its pieces at a time: the four lanes of a
+// row load one each, and the next while these are used. Rows and pieces behind the last are read as
+// the last.
 template <int ROWS> struct Scales {
     unsigned row, eight_rows, last; // blocks, of which 2^32 are 128 GB of codes
     ScaleParts next[2 * ROWS];
@@ -98,8 +100,8 @@ template <int ROWS> struct Scales {
 };
 
 // ---------------------------------------------------------------------------------------------
-// Few rows of x: the weight streams through once, a few of its rows in a block of threads, whose warps
-// take four neighbouring pieces, a line of 128 bytes of each row, in turn.
+// Few rows of x: the weight streams through once, a few of its rows in a block of threads, whose
+// warps take four neighbouring pieces, a line of 128 bytes of each row, in turn.
 
 constexpr unsigned RUN = 4; // of pieces
 
@@ -253,8 +255,8 @@ __global__ void __launch_bounds__(LUT4_THREADS, decode_blocks<TILES, type>)
 }
 
 // ---------------------------------------------------------------------------------------------
-// More rows of x: tiles of y, x and the weight by way of shared memory. So few tiles leave most of a GPU
-// idle; K is split among blocks then, whose sums are added in a fixed order.
+// More rows of x: tiles of y, x and the weight by way of shared memory. So few tiles leave most of
+// a GPU idle; K is split among blocks then, whose sums are added in a fixed order.
 
 constexpr int TILE_WARPS = 4, TILE_THREADS = 32 * TILE_WARPS, TILE_ROWS = 2;
 constexpr int TILE_N = 16 * TILE_ROWS * TILE_WARPS;

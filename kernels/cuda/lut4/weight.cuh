@@ -13,8 +13,8 @@ namespace {
 constexpr int LUT4_THREADS = 256, LUT4_WARPS = LUT4_THREADS / 32;
 constexpr int PREPARE_THREADS = 1024; // at most
 
-// A block's scale in two steps: what has to be loaded, so that loads can be under way early, and the
-// number that follows.
+// A block's scale in two steps: what has to be loaded, so that loads can be under way early, and
+// the number that follows.
 struct ScaleParts {
     float first;   // the scale, or nested_absmax
     uint32_t code; // of nested_codebook
@@ -38,7 +38,8 @@ __device__ __forceinline__ float power_up_to(float magnitude) {
     return __uint_as_float(max(__float_as_uint(magnitude) & 0x7f800000u, 0x00800000u));
 }
 
-// Products use the codebook divided by this: its largest value is then in [1, 2), or it is all zeros.
+// Products use the codebook divided by this: its largest value is then in [1, 2), or it is all
+// zeros.
 __device__ __forceinline__ float codebook_unit(const float *codebook) {
     float most = 0.0f;
     for (int i = 0; i < 16; i++)
@@ -46,9 +47,9 @@ __device__ __forceinline__ float codebook_unit(const float *codebook) {
     return power_up_to(most);
 }
 
-// The values of a byte's two codes over the codebook's unit as fp16, the first in the low half, and with
-// PARTS == 2 what they lack to the fp32 values. Copies lie side by side, so that the lanes of a warp
-// that read at once find 32 different banks.
+// The values of a byte's two codes over the codebook's unit as fp16, the first in the low half, and
+// with PARTS == 2 what they lack to the fp32 values. Copies lie side by side, so that the lanes of
+// a warp that read at once find 32 different banks.
 template <int PARTS> struct Table {
     struct alignas(4 * PARTS) Entry { // read and written as one
         uint32_t part[PARTS];
@@ -94,22 +95,22 @@ __device__ __forceinline__ float load_nested(const lowbit_cuda_lut4_weight &w,
     return w.nested_offset[0];
 }
 
-// Of 64 columns of a row of x a thread takes 16 neighbours, with t from 16 t on, in two pieces of eight.
-// This is where a piece stands among the 64: lanes that read those of two rows at once find 32 different
-// banks.
+// Of 64 columns of a row of x a thread takes 16 neighbours, with t from 16 t on, in two pieces of
+// eight. This is where a piece stands among the 64: lanes that read those of two rows at once find
+// 32 different banks.
 __device__ __forceinline__ size_t place_of(size_t row, int t, int piece) {
     return ((piece ^ (row & 1)) * 4 + t) * 8;
 }
 
-// How many fp16 numbers stand for one of x, and for one of the codebook. A float16 weight that torch
-// rounded has errors as large as those of an fp16 codebook: to stay beneath them, a codebook for float16
-// x keeps more bits.
+// How many fp16 numbers stand for one of x, and for one of the codebook. A float16 weight that
+// torch rounded has errors as large as those of an fp16 codebook: to stay beneath them, a codebook
+// for float16 x keeps more bits.
 template <lowbit_float x> constexpr int x_parts = x == f32 ? 2 : 1;
 template <lowbit_float x> constexpr int c_parts = x == bf16 ? 1 : 2;
 
 // A block of threads prepares row m, eight columns in a thread at a time. It reads them twice: the
-// second time from L1. halves: where the row goes, its second parts `part` behind. Returns what it is
-// divided by. Contains a barrier, and other barriers have to stand between two calls.
+// second time from L1. halves: where the row goes, its second parts `part` behind. Returns what it
+// is divided by. Contains a barrier, and other barriers have to stand between two calls.
 template <lowbit_float type>
 __device__ __forceinline__ float prepare_row(const lb_bits<type> *row, size_t m, size_t k,
                                              uint16_t *halves, size_t part, int32_t *of_warp) {

@@ -27,12 +27,12 @@ typedef struct lowbit_adam8bit_param {
                                  // or null
 } lowbit_adam8bit_param;
 
-// Adam (Kingma and Ba, 2015, arXiv:1412.6980), with decoupled weight decay AdamW (arXiv:1711.05101),
-// with its state in 8 bits (Dettmers et al., 2022, arXiv:2110.02861).
+// Adam (Kingma and Ba, 2015, arXiv:1412.6980), with decoupled weight decay AdamW
+// (arXiv:1711.05101), with its state in 8 bits (Dettmers et al., 2022, arXiv:2110.02861).
 //
-// What does not depend on the element is computed in double precision, beta^step by repeated squaring
-// (as long as step is not 0: if step is odd, product *= beta; beta *= beta; step /= 2), and then
-// rounded once to fp32:
+// What does not depend on the element is computed in double precision, beta^step by repeated
+// squaring (as long as step is not 0: if step is odd, product *= beta; beta *= beta; step /= 2),
+// and then rounded once to fp32:
 //
 //   c1 = 1 - beta1^step,  c2 = 1 - beta2^step
 //   b1 = beta1,  r1 = 1 - beta1,  b2 = beta2,  r2 = 1 - beta2
@@ -43,8 +43,8 @@ typedef struct lowbit_adam8bit_param {
 //   floor = beta1^2 < beta2 ? sqrt((1 - beta2) * (1 - beta1^2 / beta2)) / (1 - beta1) : 0
 //   scale = 1 / grad_scale, negated with maximize; this division in fp32
 //
-// This is the exact meaning for one element. Every operation is fp32 and rounded once, half to even;
-// subnormal numbers are kept.
+// This is the exact meaning for one element. Every operation is fp32 and rounded once, half to
+// even; subnormal numbers are kept.
 //
 //   p = master ? master : param
 //   m_old = codebook1[exp_avg] * exp_avg_absmax,  v_old = codebook2[exp_avg_sq] * exp_avg_sq_absmax
@@ -61,10 +61,10 @@ typedef struct lowbit_adam8bit_param {
 // were. Rounded state may break it: a second moment becomes zero long before its first moment does,
 // and m / e would be a step without bound.
 //
-// An element stays as it was unless m is finite and v is finite and not negative: its param and master
-// are not written, and m_old and v_old (0 if negative) are encoded with its block. That is what a gradient does that
-// is NaN, infinite or too large to be squared, and a parameter that is NaN or infinite. The other
-// elements do not notice.
+// An element stays as it was unless m is finite and v is finite and not negative: its param and
+// master are not written, and m_old and v_old (0 if negative) are encoded with its block. That is
+// what a gradient does that is NaN, infinite or too large to be squared, and a parameter that is
+// NaN or infinite. The other elements do not notice.
 //
 // The result is the same bits for every executor, at every level of lowbit_cpu_isa(), and for any
 // order and grouping of the parameters.
@@ -89,8 +89,8 @@ typedef struct lowbit_adam8bit_step_args {
 LOWBIT_API lowbit_status lowbit_adam8bit_step(const lowbit_adam8bit_step_args *args,
                                               const lowbit_executor *executor);
 
-// On a GPU step, lr, grad_scale and found_inf of args do not count, but what stands here in its memory
-// when the kernel runs, and is not checked.
+// On a GPU step, lr, grad_scale and found_inf of args do not count, but what stands here in its
+// memory when the kernel runs, and is not checked.
 typedef struct lowbit_device_number {
     const void *data;
     enum { LOWBIT_DEVICE_FLOAT32, LOWBIT_DEVICE_FLOAT64, LOWBIT_DEVICE_INT64 } type;

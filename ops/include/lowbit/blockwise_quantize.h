@@ -11,7 +11,8 @@
 extern "C" {
 #endif
 
-// For every block of blocksize elements of x, in their order, the last one perhaps shorter, in fp32:
+// For every block of blocksize elements of x, in their order, the last one perhaps shorter, in
+// fp32:
 //
 //   absmax = max |x_i| over the block's finite elements, 0 if there are none
 //   inv = absmax >= 2^-126 ? 1 / absmax : 0

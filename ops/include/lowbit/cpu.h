@@ -12,8 +12,8 @@ extern "C" {
 #endif
 
 // Levels, each including those below it. avx2: AVX2, FMA, F16C. avx512vnni: AVX-512 F, BW, DQ, VL
-// and VNNI. avx512bf16: AVX-512 BF16 and VBMI. amx: the tile instructions for int8 and bf16, enabled
-// for this process.
+// and VNNI. avx512bf16: AVX-512 BF16 and VBMI. amx: the tile instructions for int8 and bf16,
+// enabled for this process.
 enum {
     LOWBIT_ISA_SCALAR = 1 << 0,
     LOWBIT_ISA_AVX2 = 1 << 1,
@@ -28,8 +28,8 @@ enum {
 // operator then fails and says so.
 LOWBIT_API uint32_t lowbit_cpu_isa(void);
 
-// Caps the level for the whole process from now on, as LOWBIT_CPU_ISA does; null lifts any cap.
-// For tests and measurements: all but lut4_linear and, for bfloat16, the gradients give the same bits
+// Caps the level for the whole process from now on, as LOWBIT_CPU_ISA does; null lifts any cap. For
+// tests and measurements: all but lut4_linear and, for bfloat16, the gradients give the same bits
 // at every level.
 LOWBIT_API lowbit_status lowbit_cpu_isa_cap(const char *level);
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Where operators run: on the caller's threads, of which lowbit creates none of its own, or on a GPU.
+// Where operators run: on the caller's threads, of which lowbit creates none of its own, or on a
+// GPU.
 #ifndef LOWBIT_EXECUTOR_H
 #define LOWBIT_EXECUTOR_H
 
@@ -17,9 +18,10 @@ typedef struct lowbit_executor {
     size_t max_tasks;
     void *ctx;
     // With cuda the fields above do not count. All data, and the workspace, lie on the current CUDA
-    // device, and what the operator launches is queued on cuda_stream (a cudaStream_t of that device):
-    // the call does not wait for it and does not look at any data, so that it can be captured in a CUDA
-    // graph. What an operator says of values that it refuses does not hold then: they are not checked.
+    // device, and what the operator launches is queued on cuda_stream (a cudaStream_t of that
+    // device): the call does not wait for it and does not look at any data, so that it can be
+    // captured in a CUDA graph. What an operator says of values that it refuses does not hold then:
+    // they are not checked.
     bool cuda;
     void *cuda_stream;
 } lowbit_executor;

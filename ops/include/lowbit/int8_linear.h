@@ -50,8 +50,8 @@ typedef struct lowbit_int8_linear_args {
 } lowbit_int8_linear_args;
 
 // workspace: at least lowbit_int8_linear_workspace_size(M, N, K, executor's max_tasks or 1) bytes,
-// aligned to 64. It grows with min(M, 1024) * K and with the number of tasks, never with N * K. On a
-// GPU max_tasks is 0 in that call, and it grows with min(M, 8192) * K and up to 64 MiB with N.
+// aligned to 64. It grows with min(M, 1024) * K and with the number of tasks, never with N * K. On
+// a GPU max_tasks is 0 in that call, and it grows with min(M, 8192) * K and up to 64 MiB with N.
 LOWBIT_API lowbit_status lowbit_int8_linear(const lowbit_int8_linear_args *args,
                                             const lowbit_executor *executor, void *workspace,
                                             size_t workspace_size);

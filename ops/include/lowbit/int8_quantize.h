@@ -31,8 +31,8 @@ LOWBIT_API lowbit_status lowbit_int8_quantize(const lowbit_tensor *x, float thre
                                               const lowbit_tensor *q, const lowbit_tensor *absmax,
                                               const lowbit_executor *executor);
 
-// The same without a threshold, for a weight in training that follows its float master [N, K]: q and
-// absmax, which hold the former weight, become what lowbit_int8_quantize makes of master.
+// The same without a threshold, for a weight in training that follows its float master [N, K]: q
+// and absmax, which hold the former weight, become what lowbit_int8_quantize makes of master.
 LOWBIT_API lowbit_status lowbit_int8_requantize(const lowbit_tensor *q, const lowbit_tensor *absmax,
                                                 const lowbit_tensor *master,
                                                 const lowbit_executor *executor);

@@ -12,8 +12,8 @@
 extern "C" {
 #endif
 
-// out_i = w_i of lut4_weight.h, rounded half to even to out's dtype; a NaN becomes the positive quiet
-// NaN.
+// out_i = w_i of lut4_weight.h, rounded half to even to out's dtype; a NaN becomes the positive
+// quiet NaN.
 //
 //   weight   its number of elements is that of out
 //   out      float32, float16 or bfloat16 [N, K], contiguous

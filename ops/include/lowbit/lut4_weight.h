@@ -11,8 +11,8 @@
 extern "C" {
 #endif
 
-// The elements of a weight [N, K] are numbered row by row, i = n * K + k, and every blocksize of them
-// in a row share a scale:
+// The elements of a weight [N, K] are numbered row by row, i = n * K + k, and every blocksize of
+// them in a row share a scale:
 //
 //   w_i = codebook[code_i] * scale[i / blocksize]             in fp32
 //   code_i = i even ? packed[i / 2] >> 4 : packed[i / 2] & 15
