@@ -93,10 +93,11 @@ LOWBIT_INLINE size_t find_moments(enum lowbit_float param, enum lowbit_float gra
     return whole;
 }
 
-LOWBIT_INLINE void encode_by(enum lowbit_float param, bool has_master, bool has_decades, size_t n,
-                             size_t unstepped, const struct lowbit_adam8bit_part *part,
-                             const struct lowbit_adam8bit_rule *rule,
-                             const struct moments *moments) {
+LOWBIT_INLINE void step_and_encode(enum lowbit_float param, bool has_master, bool has_decades,
+                                   size_t n, size_t unstepped,
+                                   const struct lowbit_adam8bit_part *part,
+                                   const struct lowbit_adam8bit_rule *rule,
+                                   const struct moments *moments) {
     const float inv_m = lowbit_blockwise_inverse(moments->absmax_m);
     const float inv_v = lowbit_blockwise_inverse(moments->absmax_v);
     for (size_t i = 0; i < n; i += 32) {
@@ -107,16 +108,6 @@ LOWBIT_INLINE void encode_by(enum lowbit_float param, bool has_master, bool has_
         encode32(has_decades, false, &rule->encoder2, moments->v + i, inv_v, n - i,
                  part->exp_avg_sq + i);
     }
-}
-
-LOWBIT_INLINE void step_and_encode(enum lowbit_float param, bool has_master, size_t n,
-                                   size_t unstepped, const struct lowbit_adam8bit_part *part,
-                                   const struct lowbit_adam8bit_rule *rule,
-                                   const struct moments *moments) {
-    if (rule->encoder1.has_decades && rule->encoder2.has_decades)
-        encode_by(param, has_master, true, n, unstepped, part, rule, moments);
-    else
-        encode_by(param, has_master, false, n, unstepped, part, rule, moments);
 }
 
 LOWBIT_INSTANTIATE(avx2)

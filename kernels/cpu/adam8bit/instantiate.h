@@ -71,9 +71,10 @@ LOWBIT_INLINE void prefetch(enum lowbit_float param, enum lowbit_float grad, siz
 LOWBIT_INLINE size_t find_moments(enum lowbit_float param, enum lowbit_float grad, bool has_master,
                                   size_t n, const struct lowbit_adam8bit_part *part,
                                   const struct lowbit_adam8bit_rule *rule, struct moments *moments);
-// Steps these, and writes the codes of all.
-LOWBIT_INLINE void step_and_encode(enum lowbit_float param, bool has_master, size_t n,
-                                   size_t unstepped, const struct lowbit_adam8bit_part *part,
+// Steps these, and writes the codes of all. has_decades: what both encoders' of that name say.
+LOWBIT_INLINE void step_and_encode(enum lowbit_float param, bool has_master, bool has_decades,
+                                   size_t n, size_t unstepped,
+                                   const struct lowbit_adam8bit_part *part,
                                    const struct lowbit_adam8bit_rule *rule,
                                    const struct moments *moments);
 
@@ -87,7 +88,10 @@ LOWBIT_INLINE void step_blocks(enum lowbit_float param, enum lowbit_float grad, 
             find_moments(param, grad, has_master, size, &block, rule, &moments);
         *block.exp_avg_absmax = moments.absmax_m;
         *block.exp_avg_sq_absmax = moments.absmax_v;
-        step_and_encode(param, has_master, size, unstepped, &block, rule, &moments);
+        if (rule->encoder1.has_decades && rule->encoder2.has_decades)
+            step_and_encode(param, has_master, true, size, unstepped, &block, rule, &moments);
+        else
+            step_and_encode(param, has_master, false, size, unstepped, &block, rule, &moments);
         block = next_block(param, grad, blocksize, block);
     }
 }

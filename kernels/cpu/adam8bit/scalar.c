@@ -22,11 +22,12 @@ static void encode(const struct lowbit_blockwise_encoder *encoder, size_t n, con
         q[i] = lowbit_encode(encoder, x[i] * inv);
 }
 
-LOWBIT_INLINE void step_and_encode(enum lowbit_float param, bool has_master, size_t n,
-                                   size_t unstepped, const struct lowbit_adam8bit_part *part,
+LOWBIT_INLINE void step_and_encode(enum lowbit_float param, bool has_master, bool has_decades,
+                                   size_t n, size_t unstepped,
+                                   const struct lowbit_adam8bit_part *part,
                                    const struct lowbit_adam8bit_rule *rule,
                                    const struct moments *moments) {
-    (void)param, (void)has_master, (void)unstepped;
+    (void)param, (void)has_master, (void)has_decades, (void)unstepped;
     encode(&rule->encoder1, n, moments->m, moments->absmax_m, part->exp_avg);
     encode(&rule->encoder2, n, moments->v, moments->absmax_v, part->exp_avg_sq);
 }
